@@ -1,0 +1,35 @@
+"""The errors that evomerge raises on purpose.
+
+EvomergeError
+├── UserError       a mistake in what was asked for; raised before work starts; says what,
+│                   where, what was expected and what to do
+└── CandidateError  one candidate cannot be made or scored; the trial is recorded as failed
+                    with this reason and the search goes on
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvomergeError(Exception):
+    """Base of both; never raised itself."""
+
+
+class UserError(EvomergeError):
+    """A mistake in what was asked for, found before work starts."""
+
+
+class CandidateError(EvomergeError):
+    """One candidate cannot be made or scored; others can."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Sentence that names the nearest known name and lists all of them.
+
+    >>> did_you_mean("tise", ["ties", "linear"])
+    "did you mean 'ties'? Known: linear, ties"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listing = f"Known: {', '.join(names)}" if names else "None is known"
+    return f"did you mean '{near[0]}'? {listing}" if near else listing

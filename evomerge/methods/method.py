@@ -1,0 +1,110 @@
+"""What a merge method is: a row of facts and two pure functions.
+
+`coefficients` turns a recipe's parameters and a tensor's stored statistics into a few numbers;
+`combine` turns the operands and those numbers into the merged tensor, elementwise. All that is
+slow and the same for every candidate sits in the statistics, so that a candidate costs one pass.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+Value = float | bool | tuple[float, ...]
+"""A parameter's value: one number, one flag, or one number per source in the rule's order."""
+
+Scalars = Mapping[str, Sequence[float] | Sequence[int]]
+"""What `coefficients` returns: named 1-D sequences; floats become float32, integers int64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter of a method, as checks, search spaces, help and documentation read it."""
+
+    name: str
+    default: float | bool
+    help: str
+    low: float = 0.0
+    """Lower end of the range that a search explores unless its user says otherwise."""
+    high: float = 1.0
+    """Upper end of that range."""
+    minimum: float = float("-inf")
+    """Values below are errors."""
+    maximum: float = float("inf")
+    """Values above are errors."""
+    per_source: bool = False
+    """One value per source, instead of one for the rule."""
+    shared: bool = False
+    """A search proposes one value for all sources (where `per_source`)."""
+    searched: bool = True
+    """Explored by default; otherwise fixed at `default` unless its user gives a range."""
+    step: float | None = None
+    """Grid on which a search proposes values; None: continuous."""
+
+
+class Statistics(Protocol):
+    """What is known of one tensor before any candidate. Operand 0 is the base, i the i-th source
+    of the rule."""
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the tensor."""
+        ...
+
+    @property
+    def sources(self) -> int:
+        """Number of sources of the rule."""
+        ...
+
+    def gram(self, first: int, second: int) -> float:
+        """Inner product of two operands, flattened, accumulated in float64."""
+        ...
+
+    def threshold(self, source: int, density: float) -> tuple[float, int]:
+        """Where the largest `density` share of |source − base| ends, source counted from 1.
+
+        Returns (magnitude, last_index): kept are the elements with a larger magnitude, and those
+        of equal magnitude whose flat index is at most last_index. So exactly
+        round(density · elements) elements are kept, however many tie. Nothing kept: (inf, -1).
+        """
+        ...
+
+    def key(self, source: int) -> int:
+        """62-bit key of this recipe's random mask for the source, counted from 1."""
+        ...
+
+
+Coefficients = Callable[[Mapping[str, Value], Statistics], Scalars]
+Combine = Callable[
+    [torch.Tensor, tuple[torch.Tensor, ...], Mapping[str, torch.Tensor], torch.Tensor],
+    torch.Tensor,
+]
+"""(base [n], sources each [n], scalars, index [n]) -> merged [n].
+
+base and sources are float32; scalars are 1-D float32 or int64 tensors; index holds the elements'
+int64 positions in the whole flattened tensor, of which the operands may be any chunk.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One row of METHODS."""
+
+    name: str
+    title: str
+    paper: str
+    formula: str
+    parameters: tuple[Parameter, ...]
+    coefficients: Coefficients
+    combine: Combine
+    needs_base: bool
+    """The base enters the result (otherwise only shapes and names are taken from it)."""
+    minimum_sources: int = 1
+    maximum_sources: int | None = None
+    needs: frozenset[Literal["gram", "thresholds", "mask"]] = frozenset()
+    """Which statistics `coefficients` asks for."""
+
+    def parameter(self, name: str) -> Parameter:
+        """The row of one parameter; KeyError if the method has none of that name."""
+        return next(p for p in self.parameters if p.name == name)
