@@ -66,7 +66,7 @@ class Statistics(Protocol):
 
         Returns (magnitude, last_index): kept are the elements with a larger magnitude, and those
         of equal magnitude whose flat index is at most last_index. So exactly
-        round(density · elements) elements are kept, however many tie. Nothing kept: (inf, -1).
+        ⌊density · elements + ½⌋ elements are kept, however many tie. Nothing kept: (inf, -1).
         """
         ...
 
@@ -107,4 +107,4 @@ class Method:
 
     def parameter(self, name: str) -> Parameter:
         """The row of one parameter; KeyError if the method has none of that name."""
-        return next(p for p in self.parameters if p.name == name)
+        return {parameter.name: parameter for parameter in self.parameters}[name]

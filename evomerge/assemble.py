@@ -1,0 +1,322 @@
+"""From a configuration to live objects: the only file that knows every room."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.architectures import PARTS, place
+from evomerge.checkpoints.hashes import HashCache
+from evomerge.checkpoints.locate import locate
+from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
+from evomerge.config import LoadedConfig, OverrideConfig, TaskConfig, range_of
+from evomerge.errors import CandidateError, UserError
+from evomerge.merging.models import Models, open_models
+from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes
+from evomerge.merging.workspace import Workspace
+from evomerge.methods.method import Parameter
+from evomerge.recipe import BASE, DType, Model, Recipe
+from evomerge.scoring.documents import Split, split_documents
+from evomerge.scoring.harness import Harness
+from evomerge.scoring.scorecard import Scorecard
+from evomerge.scoring.tasks import TaskRequest
+from evomerge.searching.groups import Cell, make_groups
+from evomerge.searching.objective import Objective, Target
+from evomerge.searching.run_folder import Side
+from evomerge.searching.space import Range, SearchSpace
+
+Documents = Mapping[str, Sequence[int]]
+"""Task -> numbers of its documents."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """All that a search needs beside its study; the live model is made by `evaluator`."""
+
+    loaded: LoadedConfig
+    template: Recipe
+    """Models, seed and dtype of every recipe; no rules."""
+    models: Models
+    harness: Harness
+    splits: Mapping[str, Split]
+    objective: Objective
+    space: SearchSpace
+    memory: MemoryPlan
+    device: torch.device
+
+    def documents(self, side: Side) -> dict[str, tuple[int, ...]]:
+        """Task -> numbers of the documents on one side of the split."""
+        return {task: getattr(split, side) for task, split in self.splits.items()}
+
+
+def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
+    """Opens models and tasks and cuts the space; loads no weights.
+
+    UserError for everything that can be wrong with them.
+    """
+    config = loaded.config
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    template = _template(loaded)
+    models = open_models(
+        template, trust_remote_code=config.trust_remote_code, relative_to=loaded.folder
+    )
+    harness = _harness(loaded, models)
+    splits = {
+        name: split_documents(
+            task=name,
+            texts=harness.documents(name),
+            seed=config.documents.seed,
+            holdout_share=config.documents.holdout,
+            limit=(task or TaskConfig()).limit,
+        )
+        for name, task in config.tasks.items()
+    }
+    targets = {
+        name: Target(metric=harness.objective(name), weight=(task or TaskConfig()).weight)
+        for name, task in config.tasks.items()
+    }
+    template = _with_hashes(template, models, hashes)
+    slots = models.layout.slots.values()
+    return Bench(
+        loaded=loaded,
+        template=template,
+        models=models,
+        harness=harness,
+        splits=splits,
+        objective=Objective(targets=targets),
+        space=_space(loaded, template, models),
+        memory=MemoryPlan(
+            model_bytes=sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in slots),
+            operand_bytes=models.bytes(),
+            free_bytes=free_bytes(device),
+            device=str(device),
+        ),
+        device=device,
+    )
+
+
+def evaluator(
+    bench: Bench,
+) -> Callable[[Recipe, Documents | Side], tuple[Scorecard, Mapping[str, float]]]:
+    """Loads the live model and returns the function that makes and scores candidates in it.
+
+    It takes a recipe, and a side of the split or the documents to score; it returns the scores
+    and the seconds by phase (merge, score).
+    """
+    if bench.memory.resident:
+        bench.models.hold(bench.device, bench.models.checkpoints)
+    workspace = Workspace(
+        bench.models,
+        dtype=getattr(torch, bench.template.dtype),
+        device=bench.device,
+        trust_remote_code=bench.loaded.config.trust_remote_code,
+    )
+
+    def evaluate(
+        recipe: Recipe, documents: Documents | Side
+    ) -> tuple[Scorecard, Mapping[str, float]]:
+        start = time.perf_counter()
+        try:
+            workspace.load(recipe)
+        except torch.OutOfMemoryError as error:
+            raise CandidateError(f"out of memory while merging: {error}") from error
+        _wait_for(bench.device)
+        merged = time.perf_counter()
+        which = bench.documents(documents) if isinstance(documents, str) else documents
+        scorecard = bench.harness.score(workspace.model, which)
+        return scorecard, {"merge": merged - start, "score": time.perf_counter() - merged}
+
+    return evaluate
+
+
+def identity(bench: Bench) -> dict[str, Any]:
+    """The facts that make scores of one study comparable; equal ones may go on with it."""
+    config = bench.loaded.config
+    documents = {
+        task: {
+            "count": len(bench.harness.documents(task)),
+            "sha256": hashlib.sha256("\n".join(bench.harness.documents(task)).encode()).hexdigest()[
+                :16
+            ],
+        }
+        for task in bench.splits
+    }
+    facts = {
+        "models": {
+            name: bench.template.model(name).sha256 for name in (BASE, *bench.template.sources)
+        },
+        "tasks": {
+            name: _plain(task or TaskConfig(), without=("folder",))
+            for name, task in config.tasks.items()
+        },
+        "documents": _plain(config.documents) | {"tasks": documents},
+        "space": _plain(config.space),
+        "sampler": config.sampler,
+        "seed": config.seed,
+        "dtype": bench.template.dtype,
+        "batch_size": config.batch_size,
+    }
+    result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return result
+
+
+def asked(bench: Bench) -> dict[str, Any]:
+    """Task -> how it is asked, as the stock lm_eval command needs to be told."""
+    return {
+        request.name: {
+            "folder": None if request.folder is None else str(request.folder.resolve()),
+            "num_fewshot": request.num_fewshot,
+            "chat_template": request.chat_template,
+            "system_instruction": request.system_instruction,
+            "dtype": bench.template.dtype,
+            "batch_size": bench.loaded.config.batch_size,
+        }
+        for request in _requests(bench.loaded)
+    }
+
+
+def _template(loaded: LoadedConfig) -> Recipe:
+    config = loaded.config
+
+    def found(model: Model) -> Model:
+        folder = loaded.folder / Path(model.path).expanduser()
+        return dataclasses.replace(model, path=str(folder.resolve())) if folder.is_dir() else model
+
+    base = found(config.base)
+    return Recipe(
+        base=base,
+        sources={name: found(model) for name, model in config.sources.items()},
+        rules=(),
+        seed=config.seed,
+        dtype=config.dtype or dtype_of(base),
+    )
+
+
+def dtype_of(base: Model) -> DType:
+    """The dtype that the base's config.json names."""
+    file = locate(base.path, base.revision) / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"base: {file}: cannot be read: {error}") from error
+    named = content.get("dtype") or content.get("torch_dtype") or "float32"
+    known: dict[str, DType] = {n: n for n in ("float32", "float16", "bfloat16")}
+    if named not in known:
+        raise UserError(f"base: {file}: dtype is {named!r}; expected one of {', '.join(known)}")
+    return known[named]
+
+
+def _harness(loaded: LoadedConfig, models: Models) -> Harness:
+    config = loaded.config
+    trust = config.trust_remote_code
+    tokenizer = load_tokenizer(models.checkpoints[BASE].folder, trust_remote_code=trust)
+    for name in config.sources:
+        folder = models.checkpoints[name].folder
+        if has_tokenizer(folder):
+            check_same_vocabulary(name, load_tokenizer(folder, trust_remote_code=trust), tokenizer)
+        else:
+            log.warning("source %s has no tokenizer: taken to use the base's", name)
+    return Harness(
+        _requests(loaded),
+        tokenizer,
+        batch_size=config.batch_size,
+        allow_code=config.allow_code,
+    )
+
+
+def _requests(loaded: LoadedConfig) -> list[TaskRequest]:
+    tasks = {name: task or TaskConfig() for name, task in loaded.config.tasks.items()}
+    return [
+        TaskRequest(
+            name=name,
+            folder=None if task.folder is None else loaded.folder / task.folder,
+            metric=task.metric,
+            filter=task.filter,
+            num_fewshot=task.num_fewshot,
+            chat_template=task.chat_template,
+            system_instruction=task.system_instruction,
+        )
+        for name, task in tasks.items()
+    ]
+
+
+def _space(loaded: LoadedConfig, template: Recipe, models: Models) -> SearchSpace:
+    config = loaded.config.space
+    places = [place(name) for name in models.layout.slots]
+    layers = 1 + max((p.layer for p in places if p.layer is not None), default=-1)
+    groups = make_groups(*config.cut(), layers, {p.part for p in places})
+    for number, override in enumerate(config.overrides):
+        cells = [cell for group in groups for cell, _ in group.cells]
+        if not any(_within(cell, override) for cell in cells):
+            raise UserError(
+                f"{loaded.file}: space.overrides.{number}: matches no group; the groups are "
+                + ", ".join(dict.fromkeys(cell.label for cell in cells))
+            )
+
+    def ranges(cell: Cell, parameter: Parameter) -> Range:
+        span = range_of(config.ranges, parameter.name)
+        for override in config.overrides:
+            if _within(cell, override):
+                own = range_of(override.ranges, parameter.name)
+                span = span if own is None else own
+        if span is not None:
+            return span
+        return (parameter.low, parameter.high) if parameter.searched else float(parameter.default)
+
+    return SearchSpace(
+        template=template,
+        groups=groups,
+        methods=config.methods,
+        method_per_group=config.choose == "group",
+        ranges=ranges,
+    )
+
+
+def _within(cell: Cell, override: OverrideConfig) -> bool:
+    """Whether all of a cell lies within an override's layers and parts."""
+    layers = override.layers is None or (
+        cell.layers is not None and set(cell.layers) <= set(override.layers)
+    )
+    parts = override.parts is None or (
+        set(cell.parts or (PARTS if cell.layers is None else ())) <= set(override.parts)
+        and cell.parts is not None
+    )
+    return layers and parts
+
+
+def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:
+    found = {name: hashes.sha256(models.checkpoints[name]) for name in models.checkpoints}
+    for name, sha256 in found.items():
+        expected = template.model(name).sha256
+        if expected not in (None, sha256):
+            raise UserError(f"{name}: sha256 of the weights is {sha256}; expected {expected}")
+    return dataclasses.replace(
+        template,
+        base=dataclasses.replace(template.base, sha256=found[BASE]),
+        sources={
+            name: dataclasses.replace(model, sha256=found[name])
+            for name, model in template.sources.items()
+        },
+    )
+
+
+def _plain(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {key: v for key, v in dataclasses.asdict(value).items() if key not in without}
+
+
+def _wait_for(device: torch.device) -> None:
+    """So that seconds are counted where they are spent."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

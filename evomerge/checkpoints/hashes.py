@@ -1,0 +1,33 @@
+"""Hashes of weights, computed once: a file that has not changed since is not read again."""
+
+import json
+from pathlib import Path
+
+from evomerge.checkpoints.source import Checkpoint, combine_hashes
+from evomerge.files import sha256_of_file, write_text
+
+
+class HashCache:
+    """SHA-256 of files, remembered in a JSON file by path, size and time of change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}  # a lost cache costs reading the files once more
+
+    def sha256(self, checkpoint: Checkpoint) -> str:
+        """As Checkpoint.sha256()."""
+        return combine_hashes({path.name: self._file(path) for path in checkpoint.files()})
+
+    def save(self) -> None:
+        """Writes the cache file."""
+        write_text(self._path, json.dumps(self._known, indent=1))
+
+    def _file(self, path: Path) -> str:
+        status = path.stat()
+        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        if key not in self._known:
+            self._known[key] = sha256_of_file(path)
+        return self._known[key]

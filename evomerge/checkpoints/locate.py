@@ -1,0 +1,37 @@
+"""A model's name -> a local folder: a folder stays, a hub id is found in the cache or fetched."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from evomerge.errors import UserError
+
+_WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+
+
+def locate(path: str, revision: str | None = None, *, relative_to: Path | None = None) -> Path:
+    """The local folder of a model.
+
+    A path to a folder (relative to `relative_to`) is used as it is; anything else of the form
+    `owner/name` is taken as a model of the hub at `revision`: only safetensors, configuration and
+    tokenizer files are fetched, never pickled weights or code. UserError if neither is found.
+    """
+    folder = (relative_to or Path()) / Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file() or Path(path).is_absolute() or path.startswith((".", "~")):
+        raise UserError(f"{path}: is no folder ({folder.absolute()}); expected a model folder")
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=_WANTED))
+    except HFValidationError:
+        raise UserError(
+            f"{path}: is no folder ({folder.absolute()}), nor of the form owner/name, as models on "
+            "the hub are"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{path}: is no folder ({folder.absolute()}), and could not be had from the model hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Without network, download it "
+            "elsewhere and give the path of its folder"
+        ) from error

@@ -1,0 +1,155 @@
+"""A checkpoint folder with safetensors weights: shapes and types from the headers, bytes on demand.
+
+The safetensors library checks every header (length, offsets, overlaps) as it opens a file; this
+module turns what it finds into sentences, and keeps indexes inside their folder.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from evomerge.errors import UserError
+from evomerge.files import sha256_of_file
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """What a header says of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """The format's own name: F32, BF16, ..."""
+    file: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """None where torch merges cannot use it (integers, fp8, packed types)."""
+        return _DTYPES.get(self.dtype)
+
+
+class Checkpoint:
+    """One folder of safetensors files, open for reading.
+
+    Raises UserError for a folder without safetensors, damaged or truncated files, indexes that
+    point outside the folder or at nothing, and tensors that no merge can use (quantised types).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_json(folder / "config.json")
+        files = _weight_files(folder)
+        self._open = {file: _open(folder / file) for file in sorted(set(files.values()))}
+        self.tensors: Mapping[str, TensorInfo] = self._headers(files)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor's bytes, as stored, on the CPU."""
+        return self._open[self.tensors[name].file].get_tensor(name)  # type: ignore[no-any-return]
+
+    def files(self) -> list[Path]:
+        """The weight files, in order of name."""
+        return [self.folder / file for file in self._open]
+
+    def sha256(self) -> str:
+        """Hash of all weights: of the sorted (file name, content hash) pairs. Reads every byte."""
+        return combine_hashes({path.name: sha256_of_file(path) for path in self.files()})
+
+    def bytes(self) -> int:
+        """Size of the weight files on disk."""
+        return sum(path.stat().st_size for path in self.files())
+
+    def _headers(self, files: Mapping[str, str]) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for file, handle in self._open.items():
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                if files.get(name, file) != file:
+                    continue
+                header = handle.get_slice(name)
+                tensors[name] = TensorInfo(
+                    shape=tuple(header.get_shape()), dtype=header.get_dtype(), file=file
+                )
+        if missing := sorted(set(files) - set(tensors) - {""}):
+            raise UserError(
+                f"{self.folder / INDEX}: names {len(missing)} tensors that its files do not hold, "
+                f"such as {missing[0]!r}; download the model again"
+            )
+        for name, info in tensors.items():
+            if info.torch_dtype is None and info.dtype not in _INTEGERS:
+                raise UserError(
+                    f"{self.folder / info.file}: tensor {name!r} has type {info.dtype}; expected "
+                    "float32, float16 or bfloat16 weights: use an unquantised copy of the model"
+                )
+        return tensors
+
+
+def combine_hashes(hashes: Mapping[str, str]) -> str:
+    """One hash of several files: SHA-256 over their sorted `name hash` lines."""
+    import hashlib
+
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; UserError if it is missing, damaged or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; expected a model folder of transformers") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _weight_files(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, from the index; {"": file} for a single file."""
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{folder / INDEX}: expected a 'weight_map' from tensors to files")
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+                raise UserError(
+                    f"{folder / INDEX}: weight_map.{name}: {file!r} points outside the folder; "
+                    "expected the plain name of a file in it"
+                )
+        return weight_map
+    if (folder / WEIGHTS).exists():
+        return {"": WEIGHTS}
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise UserError(
+            f"{folder}: has only pickled weights ({pickled[0]}), which can run code when read; "
+            "convert it to safetensors (load it with transformers, then save_pretrained)"
+        )
+    raise UserError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; expected safetensors weights")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; the index names it, download it again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: is damaged or cut off ({error}); expected a whole safetensors file, "
+            "download it again"
+        ) from error

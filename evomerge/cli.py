@@ -1,0 +1,245 @@
+"""The verbs on the command line: parses, calls, prints; nothing else."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from evomerge.errors import EvomergeError
+
+app = typer.Typer(
+    help="Finds the best merge of fine-tuned language models overnight.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Config = Annotated[Path, typer.Argument(help="The search configuration, a YAML file.")]
+Run = Annotated[Path, typer.Argument(help="The run folder of a search (its `output`).")]
+Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")]
+Storage = Annotated[
+    str | None, typer.Option(help="URL of the study, where it is not in the run folder.")
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that the model folders bring along."),
+]
+
+
+class SideName(StrEnum):
+    """Which documents of the split."""
+
+    search = "search"
+    holdout = "holdout"
+
+
+@app.command(epilog="Example: evomerge init models/base models/chat models/code > my.yaml")
+def init(
+    base: Annotated[str, typer.Argument(help="The base model: a folder, or an id on the hub.")],
+    sources: Annotated[list[str], typer.Argument(help="Its fine-tuned versions, likewise.")],
+) -> None:
+    """Looks at models and prints a commented configuration for them."""
+    with _errors(), _quiet():
+        from evomerge.starter import starter_config
+
+        _out.print(starter_config(base, sources), markup=False, end="")
+
+
+@app.command(epilog="Example: evomerge check configs/quickstart.yaml")
+def check(
+    config: Config,
+    probe: Annotated[
+        bool, typer.Option(help="Also time one candidate on a few documents, for the forecast.")
+    ] = True,
+) -> None:
+    """Tells all that can be known before a search: models, groups, memory, forecast."""
+    with _errors(), _quiet():
+        from evomerge.describe import describe_check
+        from evomerge.verbs import check as run
+
+        _out.print(describe_check(run(config, probe=probe)), markup=False)
+
+
+@app.command(epilog="Example: evomerge search configs/quickstart.yaml")
+def search(
+    config: Config,
+    trials: Annotated[int | None, typer.Option(min=1, help="Budget: finished trials.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="Budget: hours from now.")] = None,
+    until: Annotated[str | None, typer.Option(help="Budget: clock time, such as 07:00.")] = None,
+    fork: Annotated[
+        bool,
+        typer.Option("--fork", help="If the configuration has changed, start a run beside."),
+    ] = False,
+) -> None:
+    """Starts a search, or goes on with it; the options replace the file's budget."""
+    with _errors(), _messages(), _quiet():
+        from evomerge.config import parse_budget
+        from evomerge.describe import describe_outcome
+        from evomerge.verbs import search as run
+
+        budget = parse_budget(trials=trials, hours=hours, until=until)
+        with _progress_line() as on_progress:
+            outcome = run(config, budget=budget, fork=fork, on_progress=on_progress)
+        _out.print(describe_outcome(outcome), markup=False)
+
+
+@app.command(epilog="Example: evomerge status results/quickstart --lm-eval 112")
+def status(
+    run: Run,
+    storage: Storage = None,
+    lm_eval: Annotated[
+        int | None,
+        typer.Option(help="Print the stock lm_eval commands that reproduce this trial's scores."),
+    ] = None,
+) -> None:
+    """Tells how a search stands: trials, best, baselines, where the time went, the verdict."""
+    with _errors(), _quiet():
+        from evomerge.describe import describe_lm_eval, describe_run
+
+        text = describe_run(run, storage) if lm_eval is None else describe_lm_eval(run, lm_eval)
+        _out.print(text, markup=False)
+
+
+@app.command(epilog="Example: evomerge score winner --config configs/quickstart.yaml --on holdout")
+def score(
+    what: Annotated[Path, typer.Argument(help="A recipe.yaml, or a model folder.")],
+    config: Annotated[Path, typer.Option(help="The configuration whose tasks are scored.")],
+    on: Annotated[SideName, typer.Option(help="Documents of the split.")] = SideName.search,
+) -> None:
+    """Scores a recipe or a model folder as a trial of the search would be scored."""
+    with _errors(), _messages(), _quiet():
+        from evomerge.describe import describe_scores
+        from evomerge.verbs import score as run
+
+        _out.print(describe_scores(run(what, config, side=on.value)), markup=False)
+
+
+@app.command(epilog="Example: evomerge merge winner/recipe.yaml merged")
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.yaml.")],
+    out: Out,
+    force: Force = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Makes the weights of a recipe and writes them as a checkpoint folder."""
+    with _errors(), _quiet():
+        from evomerge.exporting import merge as run
+
+        folder = run(recipe, out, force=force, trust_remote_code=trust_remote_code)
+        _out.print(f"wrote {folder}", markup=False)
+
+
+@app.command(epilog="Example: evomerge export results/quickstart winner")
+def export(
+    run: Run,
+    out: Out,
+    trial: Annotated[int | None, typer.Option(help="This trial instead of the winner.")] = None,
+    force: Force = False,
+    storage: Storage = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Writes the winner of a search, or another trial, as a checkpoint folder."""
+    with _errors(), _quiet():
+        from evomerge.exporting import export as write
+
+        folder = write(
+            run,
+            out,
+            trial=trial,
+            force=force,
+            storage=storage,
+            trust_remote_code=trust_remote_code,
+        )
+        _out.print(f"wrote {folder}", markup=False)
+
+
+@app.command(epilog="Example: evomerge plot results/quickstart quickstart.png")
+def plot(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="The picture: .png, .svg or .pdf.")],
+    storage: Storage = None,
+) -> None:
+    """Draws a run: score over trials, the winner's coefficients, the holdout table."""
+    with _errors(), _quiet():
+        from evomerge.report import draw_run
+
+        draw_run(run, out, storage)
+        _out.print(f"wrote {out}", markup=False)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A mistake of the user's is a sentence and exit code 1, not a traceback."""
+    try:
+        yield
+    except EvomergeError as error:
+        _err.print(f"[bold red]error:[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _err.print("stopped now; the same command goes on")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """What the program says of its work goes to the terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: record.levelno > logging.INFO or record.name in _SPOKEN)
+    logger = logging.getLogger("evomerge")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+_SPOKEN = ("evomerge.verbs",)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' own progress bars and notices, which would tear the progress line."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import optuna
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+
+
+@contextmanager
+def _progress_line() -> Iterator[Any]:
+    """One line that stays at the bottom of a terminal; elsewhere a line every 30 seconds."""
+    last = 0.0
+    if _err.is_terminal:
+        with _err.status("loading") as line:
+            yield lambda progress, record: line.update(escape(progress.line()))
+        return
+
+    def plain(progress: Any, record: Any) -> None:
+        nonlocal last
+        if record is not None and time.monotonic() - last >= 30:
+            last = time.monotonic()
+            print(progress.line(), file=sys.stderr, flush=True)
+
+    yield plain

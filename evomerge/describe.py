@@ -1,0 +1,149 @@
+"""What the verbs found out, in words and tables for a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evomerge.errors import UserError
+from evomerge.model_card import SAMPLES, lm_eval_commands
+from evomerge.report import RunReport, read_run
+from evomerge.scoring.scorecard import Scorecard
+
+if TYPE_CHECKING:
+    from evomerge.verbs import Check, Outcome
+
+
+def describe_check(found: "Check") -> str:
+    """Models, groups, documents, memory, sampler, forecast."""
+    bench = found.bench
+    layout = bench.models.layout
+    lines = [f"base     {bench.template.base.path}"]
+    lines += [f"source   {name}: {model.path}" for name, model in bench.template.sources.items()]
+    lines += [
+        f"tensors  {len(layout.slots)} to merge, {len(layout.aliases)} tied, {bench.template.dtype}"
+    ]
+    for task, split in bench.splits.items():
+        target = bench.objective.targets[task]
+        lines.append(
+            f"task     {task}: {target.metric}, weight {target.weight:g}, "
+            f"{len(split.search)} search and {len(split.holdout)} holdout documents"
+        )
+    methods = ", ".join(bench.space.methods)
+    places = ", ".join(group.place.label for group in bench.space.groups)
+    lines += [
+        f"space    {found.parameters} parameters; methods {methods}; groups {places}",
+        f"sampler  {found.sampler[0]}: {found.sampler[1]}",
+        f"memory   {bench.memory.sentence()}",
+    ]
+    if found.seconds_per_trial is not None:
+        count = found.forecast()
+        seconds = found.seconds_per_trial
+        lines.append(
+            f"time     about {seconds:.2g} s per trial"
+            + ("" if count is None else f": {count} trials in about {count * seconds / 60:.0f} min")
+        )
+    return "\n".join(lines)
+
+
+def describe_outcome(outcome: "Outcome") -> str:
+    """The verdict, or how to go on."""
+    if outcome.stopped:
+        return f"stopped; the same command goes on. So far: evomerge status {outcome.folder}"
+    return describe_run(outcome.folder) + f"\nexport it: evomerge export {outcome.folder} OUT"
+
+
+def describe_run(run: Path, storage: str | None = None) -> str:
+    """State, leaderboard of the holdout, where the time went, the verdict."""
+    report = read_run(run, storage)
+    counts = report.counts()
+    lines = [
+        f"{report.folder}: {report.state()}, "
+        + ", ".join(f"{count} {state}" for state, count in counts.items())
+    ]
+    if report.holdout:
+        lines += ["", "holdout documents, in points (percent):", "", _table(report)]
+    elif report.ranked:
+        lines += ["", "search documents, in points (percent):", ""]
+        lines += [
+            f"  {record.name:24} {100 * (record.value or 0):6.2f}" for record in report.ranked[:10]
+        ]
+    if seconds := report.median_seconds():
+        lines += ["", "median seconds per trial: "]
+        lines[-1] += ", ".join(f"{phase} {spent:.3f}" for phase, spent in seconds.items())
+    for record in [record for record in report.records if record.failure][:5]:
+        lines.append(f"failed: {record.name}: {record.failure}")
+    if report.verdict is not None:
+        names = {record.number: record.name for record in report.records}
+        sentence = report.verdict.sentence(
+            names[report.verdict.winner], names[report.verdict.opponent]
+        )
+        lines += [
+            "",
+            sentence,
+            f"Optimism: its score on the search documents is {100 * report.verdict.optimism:+.1f} "
+            "points from that on the holdout.",
+        ]
+    return "\n".join(lines)
+
+
+def describe_lm_eval(run: Path, trial: int) -> str:
+    """The stock commands for a trial, to be run after its export."""
+    report = read_run(run)
+    if trial not in {record.number for record in report.ranked}:
+        raise UserError(f"trial {trial} has no scores")
+    return "\n".join(
+        [
+            f"evomerge export {run} OUT --trial {trial}",
+            *lm_eval_commands("OUT", report.tasks, f"OUT/{SAMPLES}"),
+        ]
+    )
+
+
+def describe_scores(scorecard: Scorecard) -> str:
+    """One line per metric."""
+    rows = [["task", "metric", "value", "standard error", "documents"]]
+    for metric in scorecard.metrics:
+        error = "" if metric.standard_error is None else f"{metric.standard_error:.4f}"
+        value = f"{metric.value:.4f}"
+        rows.append([metric.task, metric.name, value, error, str(metric.documents)])
+    return align(rows)
+
+
+def _table(report: RunReport) -> str:
+    """Candidates by holdout score; the winner is starred."""
+    tasks = list(report.objective.targets)
+    rows = [["", "candidate", "mean", *tasks, "search mean"]]
+    for number, scored in sorted(
+        report.holdout.items(), key=lambda item: -report.objective.value(item[1])
+    ):
+        record = report.by_number[number]
+        star = "*" if report.verdict is not None and number == report.verdict.winner else ""
+        rows.append(
+            [
+                star,
+                record.name,
+                f"{100 * report.objective.value(scored):.1f}",
+                *(f"{100 * scored[task].value:.1f}" for task in tasks),
+                f"{100 * (record.value or 0.0):.1f}",
+            ]
+        )
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; words to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    numeric = [
+        all(
+            row[column].replace(".", "").lstrip("-").isdigit() or not row[column]
+            for row in rows[1:]
+        )
+        for column in range(len(rows[0]))
+    ]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in rows
+    )

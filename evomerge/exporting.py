@@ -1,0 +1,150 @@
+"""A recipe -> a checkpoint folder that any transformers user loads, with its model card."""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evomerge.checkpoints.source import Checkpoint, read_json
+from evomerge.checkpoints.tokenizer import FILES
+from evomerge.checkpoints.writer import new_folder, write_weights
+from evomerge.errors import UserError, did_you_mean
+from evomerge.files import write_text
+from evomerge.merging.models import Models, check_hashes, open_models
+from evomerge.merging.plan import merged_tensors, plan_merge
+from evomerge.model_card import SAMPLES, model_card
+from evomerge.recipe import BASE, Recipe
+from evomerge.scoring.scorecard import read_documents
+from evomerge.searching.finalists import rank
+from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.study import find_study
+
+log = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def merge(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    *,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes the recipe's checkpoint to the folder `out` and returns it.
+
+    Safetensors, config.json, generation config, tokenizer and chat template of the base, a model
+    card and recipe.yaml, written last. beside: further text files, the card's README.md among
+    them. The weights
+    are those that a search with this recipe scores, bit by bit on one kind of device. UserError
+    if `out` exists (unless `force`), cannot be written, or the recipe does not fit its models.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
+    models = open_models(recipe, trust_remote_code=trust_remote_code)
+    check_hashes(models, recipe)
+    jobs = plan_merge(recipe, models)
+    sizes = {job.slot.name: math.prod(job.slot.shape) * job.slot.dtype.itemsize for job in jobs}
+    recipe = _pinned(recipe, models)
+    out = Path(out)
+    try:
+        with new_folder(out, force=force) as folder:
+            write_weights(folder, sizes, merged_tensors(recipe, models))
+            _write_configuration(folder, models.checkpoints[BASE], recipe)
+            for name, text in {"README.md": model_card(recipe, out.name), **(beside or {})}.items():
+                write_text(folder / name, text)
+            recipe.write(folder / RECIPE_FILE)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error}; nothing was left there") from error
+    log.info("wrote %s", out)
+    return out
+
+
+def export(
+    run: Path | str,
+    out: Path | str,
+    *,
+    trial: int | None = None,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    storage: str | None = None,
+) -> Path:
+    """Writes the checkpoint of a run's winner, or of one of its trials, to the folder `out`.
+
+    storage: the URL of the study, where it is not in the run folder. UserError if there is no
+    such run or trial, or the trial has no scores.
+    """
+    folder = RunFolder(Path(run))
+    study = find_study(folder.storage_of_run(storage))
+    if study is None:
+        raise UserError(f"{run}: holds no study; expected the output folder of a search")
+    records = read_trials(study)
+    record = _winner(records) if trial is None else _trial(records, trial)
+    card = model_card(
+        record.recipe,
+        Path(out).name,
+        record=record,
+        records=records,
+        attributes=study.user_attrs,
+    )
+    scores = read_documents(folder.documents("search", record.number))
+    samples = {task: list(of_task.documents) for task, of_task in scores.items()}
+    return merge(
+        record.recipe,
+        out,
+        force=force,
+        trust_remote_code=trust_remote_code,
+        beside={"README.md": card, SAMPLES: json.dumps(samples)},
+    )
+
+
+def _winner(records: Sequence[TrialRecord]) -> TrialRecord:
+    ranked = rank(list(records))
+    if not ranked:
+        raise UserError("the run has no scored trial yet; let it finish one")
+    return ranked[0]
+
+
+def _trial(records: Sequence[TrialRecord], number: int) -> TrialRecord:
+    known = {record.number: record for record in records if record.value is not None}
+    if number not in known:
+        raise UserError(
+            f"trial {number} has no scores; trials that have: "
+            f"{did_you_mean(str(number), [str(n) for n in known])}"
+        )
+    return known[number]
+
+
+def _write_configuration(folder: Path, base: Checkpoint, recipe: Recipe) -> None:
+    """config.json with the recipe's dtype; everything else as the base has it."""
+    config: Mapping[str, Any] = read_json(base.folder / "config.json")
+    config = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
+    write_text(folder / "config.json", json.dumps({**config, "dtype": recipe.dtype}, indent=2))
+    for pattern in (*FILES, "generation_config.json"):
+        for path in sorted(base.folder.glob(pattern)):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, folder / path.name)
+
+
+def _pinned(recipe: Recipe, models: Models) -> Recipe:
+    """The recipe with every model's hash and, for local folders, absolute path."""
+
+    def pinned(name: str) -> Any:
+        model, checkpoint = recipe.model(name), models.checkpoints[name]
+        local = Path(model.path).is_dir()
+        return replace(
+            model,
+            path=str(Path(model.path).resolve()) if local else model.path,
+            sha256=model.sha256 or checkpoint.sha256(),
+        )
+
+    return replace(
+        recipe, base=pinned(BASE), sources={name: pinned(name) for name in recipe.sources}
+    )

@@ -1,0 +1,148 @@
+"""The base and its sources, opened together: every tensor under one name, one shape."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from evomerge.checkpoints.locate import locate
+from evomerge.checkpoints.source import Checkpoint
+from evomerge.errors import UserError
+from evomerge.merging.layout import Layout, Slot, read_layout
+from evomerge.methods.statistics import TensorStatistics
+from evomerge.recipe import BASE, Recipe
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Models:
+    """Operands of merges, by model name and slot name, as stored.
+
+    Raises UserError for sources of another architecture, depth, shape or set of tensors.
+    """
+
+    def __init__(self, base: Checkpoint, sources: Mapping[str, Checkpoint], layout: Layout) -> None:
+        self.layout = layout
+        self.checkpoints: Mapping[str, Checkpoint] = {BASE: base, **sources}
+        self._known: dict[tuple[str, tuple[str, ...]], TensorStatistics] = {}
+        self._held: dict[tuple[str, str], torch.Tensor] = {}
+        self._names: dict[str, dict[str, str]] = {}
+        for name, checkpoint in self.checkpoints.items():
+            try:
+                canonical = layout.canonical(checkpoint.tensors)
+            except UserError as error:
+                raise UserError(f"{name} ({checkpoint.folder}): {error}") from None
+            self._names[name] = {slot: stored for stored, slot in canonical.items()}
+            self._check_shapes(name, checkpoint)
+            self._check_ties(name, checkpoint)
+
+    def read(self, model: str, slot: str) -> torch.Tensor:
+        """The tensor as stored: on the device where it is held, else from the file, on the CPU."""
+        held = self._held.get((model, slot))
+        return held if held is not None else self._stored(model, slot)
+
+    def operands(self, slot: str, sources: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+        """The base's tensor, then the sources' of that name."""
+        return tuple(self.read(model, slot) for model in (BASE, *sources))
+
+    def statistics(
+        self,
+        slot: str,
+        sources: tuple[str, ...],
+        operands: tuple[torch.Tensor, ...],
+        keys: tuple[int, ...],
+    ) -> TensorStatistics:
+        """The statistics of one tensor; what earlier candidates computed of it is kept."""
+        fresh = TensorStatistics(operands=operands, keys=keys)
+        known = self._known.setdefault((slot, sources), TensorStatistics(operands=()))
+        return replace(fresh, grams=known.grams, tables=known.tables, ends=known.ends)
+
+    def hold(self, device: torch.device, models: Iterable[str]) -> None:
+        """Keeps all tensors of these models on a device, so that candidates read no file."""
+        for model in models:
+            for slot in self.layout.slots:
+                self._held[model, slot] = self._stored(model, slot).to(device)
+
+    def bytes(self) -> int:
+        """Bytes of all tensors of base and sources, as stored."""
+        return sum(
+            _bytes(self.checkpoints[model].tensors[stored].dtype, slot)
+            for model, names in self._names.items()
+            for slot, stored in ((self.layout.slots[name], s) for name, s in names.items())
+        )
+
+    def _stored(self, model: str, slot: str) -> torch.Tensor:
+        return self.checkpoints[model].read(self._names[model][slot])
+
+    def _check_shapes(self, name: str, checkpoint: Checkpoint) -> None:
+        for slot, stored in self._names[name].items():
+            shape, expected = checkpoint.tensors[stored].shape, self.layout.slots[slot].shape
+            if shape != tuple(expected):
+                vocabulary = " (another vocabulary?)" if shape[1:] == tuple(expected)[1:] else ""
+                raise UserError(
+                    f"{name} ({checkpoint.folder}): tensor {stored} has shape {list(shape)}; "
+                    f"expected the base's {list(expected)}{vocabulary}; only models of equal "
+                    "shapes can be merged"
+                )
+
+    def _check_ties(self, name: str, checkpoint: Checkpoint) -> None:
+        for copy, slot in self.layout.second_copies(checkpoint.tensors).items():
+            if not torch.equal(checkpoint.read(copy), self._stored(name, slot)):
+                raise UserError(
+                    f"{name} ({checkpoint.folder}): {copy} and {slot} are tied in the base but "
+                    "differ here; a mix of tied and untied embeddings cannot be merged"
+                )
+
+
+def open_models(
+    recipe: Recipe, *, trust_remote_code: bool = False, relative_to: Path | None = None
+) -> Models:
+    """Opens what a recipe names: base and sources, laid out for the recipe's dtype.
+
+    Reads headers only. UserError for what cannot be found, read, or merged.
+    """
+    base = Checkpoint(locate(recipe.base.path, recipe.base.revision, relative_to=relative_to))
+    sources = {
+        name: Checkpoint(locate(model.path, model.revision, relative_to=relative_to))
+        for name, model in recipe.sources.items()
+    }
+    for name, checkpoint in sources.items():
+        check_architecture(name, checkpoint, base)
+    layout = read_layout(base.folder, DTYPES[recipe.dtype], trust_remote_code)
+    return Models(base, sources, layout)
+
+
+def check_hashes(models: Models, recipe: Recipe) -> None:
+    """UserError where weights are not those that the recipe was made with. Reads every byte."""
+    for name, checkpoint in models.checkpoints.items():
+        expected = recipe.model(name).sha256
+        if expected is not None and (got := checkpoint.sha256()) != expected:
+            raise UserError(
+                f"{name} ({checkpoint.folder}): the weights have changed: sha256 is {got}, the "
+                f"recipe says {expected}; give the model that the recipe was made with"
+            )
+
+
+def check_architecture(name: str, checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """UserError where config.json tells another architecture or depth than the base's."""
+    for key, word in (
+        ("model_type", "architecture"),
+        ("num_hidden_layers", "depth"),
+        ("n_layer", "depth"),
+        ("hidden_size", "width"),
+        ("vocab_size", "vocabulary size"),
+        ("tie_word_embeddings", "tying of the embeddings"),
+    ):
+        got, expected = checkpoint.config.get(key), base.config.get(key)
+        if got is not None and expected is not None and got != expected:
+            raise UserError(
+                f"{name} ({checkpoint.folder}): {word}: config.json says {key} {got!r}; the base "
+                f"has {expected!r}; only fine-tunes of one base model can be merged"
+            )
+
+
+def _bytes(stored_dtype: str, slot: Slot) -> int:
+    sizes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
+    return sizes.get(stored_dtype, 1) * math.prod(slot.shape)

@@ -1,0 +1,140 @@
+"""A recipe and opened models -> one job per tensor; every mistake in a recipe is raised here."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from evomerge.architectures import place
+from evomerge.errors import CandidateError, UserError
+from evomerge.merging.layout import Slot
+from evomerge.merging.models import Models
+from evomerge.methods import look_up
+from evomerge.methods.apply import merge_tensor
+from evomerge.methods.method import Method, Value
+from evomerge.methods.parameters import check_parameters
+from evomerge.recipe import BASE, Recipe, Rule
+from evomerge.seeding import mask_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """How one tensor is made."""
+
+    slot: Slot
+    method: Method | None
+    """None: copied from the base (tensors that hold no floating-point numbers)."""
+    sources: tuple[str, ...]
+    parameters: Mapping[str, Value]
+    keys: tuple[int, ...]
+
+
+def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
+    """One job per slot, in the layout's order; reads no weights.
+
+    UserError for an unknown method or parameter, a value out of bounds, a source that the models
+    lack, a tensor that no rule or more than one covers, a rule that covers nothing, and weights
+    whose hash is not the recipe's.
+    """
+    resolved = []
+    for number, rule in enumerate(recipe.rules):
+        try:
+            resolved.append(_resolve(rule, models))
+        except UserError as error:
+            raise UserError(f"rules.{number} ({rule.label()}): {error}") from None
+    used: set[int] = set()
+    jobs = []
+    for slot in models.layout.slots.values():
+        where = place(slot.name)
+        covering = [
+            n for n, rule in enumerate(recipe.rules) if rule.covers(where.layer, where.part)
+        ]
+        if len(covering) != 1:
+            rules = ", ".join(recipe.rules[n].label() for n in covering) or "no rule"
+            layer = "outside the layers" if where.layer is None else f"layer {where.layer}"
+            raise UserError(
+                f"tensor {slot.name} ({layer}, {where.part}) is covered by {rules}; expected "
+                "exactly one rule: change layers or parts of the recipe's rules"
+            )
+        used |= set(covering)
+        jobs.append(_job(slot, recipe, recipe.rules[covering[0]], resolved[covering[0]]))
+    if idle := sorted(set(range(len(recipe.rules))) - used):
+        rule = recipe.rules[idle[0]]
+        raise UserError(
+            f"rules.{idle[0]} ({rule.label()}) covers no tensor of this model; the model's layers "
+            "and parts are listed by `evomerge check`"
+        )
+    return tuple(jobs)
+
+
+def merge_job(job: Job, models: Models, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Makes one tensor; the one function that makes weights.
+
+    `out`, a view into a live model, is filled and returned; otherwise a new tensor of the slot's
+    type. NaN and infinity are let through: see `check_finite`.
+    """
+    if job.method is None:
+        base = models.read(BASE, job.slot.name)
+        return base if out is None else out.copy_(base)
+    operands = models.operands(job.slot.name, job.sources)
+    return merge_tensor(
+        job.method,
+        operands[0],
+        operands[1:],
+        job.parameters,
+        models.statistics(job.slot.name, job.sources, operands, job.keys),
+        out=out,
+        out_dtype=job.slot.dtype,
+    )
+
+
+def merged_tensors(recipe: Recipe, models: Models) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the whole merged model, one at a time, for a writer.
+
+    CandidateError at a tensor that is not finite.
+    """
+    for job in plan_merge(recipe, models):
+        merged = merge_job(job, models)
+        check_finite({job.slot.name: merged.isfinite().all()})
+        yield job.slot.name, merged
+
+
+def check_finite(flags: Mapping[str, torch.Tensor]) -> None:
+    """CandidateError that names the tensors whose flag (0-d bool) is false; one device sync."""
+    if not flags or bool(torch.stack(list(flags.values())).all()):
+        return
+    bad = [name for name, flag in flags.items() if not flag]
+    more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+    raise CandidateError(f"tensor {bad[0]}{more} has NaN or infinite entries after the merge")
+
+
+def _resolve(rule: Rule, models: Models) -> tuple[Method, dict[str, Value]]:
+    method = look_up(rule.method)
+    for source in rule.sources:
+        if source not in models.checkpoints:
+            raise UserError(f"source {source!r} is not among the models")
+    if len(set(rule.sources)) != len(rule.sources):
+        raise UserError(f"sources: {list(rule.sources)}: one stands twice; add up its weights")
+    given: dict[str, object] = {}
+    for name, value in rule.parameters.items():
+        if isinstance(value, dict):
+            if set(value) != set(rule.sources):
+                raise UserError(
+                    f"{name}: has values for {sorted(value)}; expected one for each of "
+                    f"{list(rule.sources)}"
+                )
+            given[name] = tuple(value[source] for source in rule.sources)
+        else:
+            given[name] = value
+    return method, check_parameters(method, given, len(rule.sources))
+
+
+def _job(slot: Slot, recipe: Recipe, rule: Rule, resolved: tuple[Method, dict[str, Value]]) -> Job:
+    method, parameters = resolved
+    return Job(
+        slot=slot,
+        method=method if slot.dtype.is_floating_point else None,
+        sources=rule.sources,
+        parameters=parameters,
+        keys=tuple(mask_key(recipe.seed, slot.name, source) for source in rule.sources),
+    )

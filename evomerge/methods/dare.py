@@ -1,0 +1,109 @@
+"""DARE: drop and rescale (Yu et al. 2024, arXiv 2311.03099, section 3.2).
+
+δ̂_i = m_i ∘ δ_i / density where `rescale`, with m_i ~ Bernoulli(density), so that E[δ̂_i] = δ_i
+`dare_linear`: w = w0 + λ Σ p_i δ̂_i
+`dare_ties`: signs elected over p_i δ̂_i as in TIES; w = w0 + λ · the sum (or, where `normalize`,
+the mean) of those that agree
+
+At density 0 nothing is kept.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from evomerge.methods.election import NORMALIZE, elect, shares
+from evomerge.methods.masks import uniform
+from evomerge.methods.method import Method, Parameter, Scalars, Statistics, Value
+from evomerge.methods.parameters import LAMBDA, WEIGHT, density, flag, number, numbers
+from evomerge.methods.sums import add, weighted_deltas
+
+_PARAMETERS = (
+    WEIGHT,
+    density(0.1),  # the paper's usual drop rate is 0.9
+    LAMBDA,
+    Parameter(
+        name="rescale",
+        default=True,
+        help="divide what is kept by the density",
+        searched=False,
+    ),
+)
+
+
+def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Scalars:
+    weights, densities = numbers(parameters, "weight"), numbers(parameters, "density")
+    if flag(parameters, "rescale"):
+        weights = tuple(
+            weight / share if share > 0 else 0.0
+            for weight, share in zip(weights, densities, strict=True)
+        )
+    return {
+        "weight": weights,
+        "density": densities,
+        "key": [statistics.key(source) for source in range(1, len(weights) + 1)],
+        "lambda": [number(parameters, "lambda")],
+    }
+
+
+def _coefficients_with_shares(parameters: Mapping[str, Value], statistics: Statistics) -> Scalars:
+    share = shares(numbers(parameters, "weight"), flag(parameters, "normalize"))
+    return {**_coefficients(parameters, statistics), "share": share}
+
+
+def _survivors(
+    base: torch.Tensor,
+    sources: tuple[torch.Tensor, ...],
+    scalars: Mapping[str, torch.Tensor],
+    index: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    key, share = scalars["key"], scalars["density"]
+    return tuple(
+        torch.where(uniform(key[i], index) < share[i], delta, 0.0)
+        for i, delta in enumerate(weighted_deltas(base, sources, scalars))
+    )
+
+
+def _combine_linear(
+    base: torch.Tensor,
+    sources: tuple[torch.Tensor, ...],
+    scalars: Mapping[str, torch.Tensor],
+    index: torch.Tensor,
+) -> torch.Tensor:
+    return base + scalars["lambda"][0] * add(_survivors(base, sources, scalars, index))
+
+
+def _combine_ties(
+    base: torch.Tensor,
+    sources: tuple[torch.Tensor, ...],
+    scalars: Mapping[str, torch.Tensor],
+    index: torch.Tensor,
+) -> torch.Tensor:
+    votes = _survivors(base, sources, scalars, index)
+    return base + scalars["lambda"][0] * elect(votes, scalars["share"])
+
+
+DARE_LINEAR = Method(
+    name="dare_linear",
+    title="DARE, summed",
+    paper="https://arxiv.org/abs/2311.03099",
+    formula="w0 + λ Σ p_i m_i δ_i / density_i",
+    parameters=_PARAMETERS,
+    coefficients=_coefficients,
+    combine=_combine_linear,
+    needs_base=True,
+    needs=frozenset({"mask"}),
+)
+
+DARE_TIES = Method(
+    name="dare_ties",
+    title="DARE with TIES' sign election",
+    paper="https://arxiv.org/abs/2311.03099",
+    formula="w0 + λ Σ of the p_i m_i δ_i / density_i that have the elected sign",
+    parameters=(*_PARAMETERS, replace(NORMALIZE, default=False)),
+    coefficients=_coefficients_with_shares,
+    combine=_combine_ties,
+    needs_base=True,
+    needs=frozenset({"mask"}),
+)

@@ -1,0 +1,225 @@
+"""A recipe: everything needed to make the same weights again. Knows neither torch nor optuna.
+
+A recipe names a base, its sources and an ordered list of rules. Each rule says which tensors it
+covers (by layer and part) and which method merges which sources there, with which parameters.
+Every tensor of the model must be covered by exactly one rule.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict
+
+from evomerge.errors import UserError, did_you_mean
+from evomerge.files import write_text
+from evomerge.typed_yaml import parse_yaml, validate
+
+DType = Literal["float32", "float16", "bfloat16"]
+ParameterValue = bool | float | dict[str, float]
+"""A flag, a number, or one number per source name."""
+
+BASE = "base"
+"""The name under which a rule may list the base model among its sources."""
+
+_HEADER = """\
+# A merge recipe of evomerge: all that is needed to make the same weights again.
+#   evomerge merge {name} OUT
+# Relative paths are relative to this file.
+"""
+
+
+def parse_layers(value: Any) -> Any:
+    """`3`, `"0-3,7"` or a list of numbers -> sorted tuple of layer numbers; None stays None."""
+    if value is None or isinstance(value, tuple):
+        return value
+    layers: set[int] = set()
+    for piece in value if isinstance(value, list) else str(value).split(","):
+        first, _, last = str(piece).strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or len(first + last) > 8:
+            raise ValueError(f"expected layers such as 5, 0-3 or 0-3,7, got {value!r}")
+        layers.update(range(int(first), int(last or first) + 1))
+    if not layers:
+        raise ValueError(f"expected at least one layer, got {value!r}")
+    return tuple(sorted(layers))
+
+
+def format_layers(layers: tuple[int, ...]) -> str:
+    """(0, 1, 2, 3, 7) -> "0-3,7"."""
+    pieces: list[list[int]] = []
+    for layer in layers:
+        if pieces and layer == pieces[-1][-1] + 1:
+            pieces[-1].append(layer)
+        else:
+            pieces.append([layer])
+    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Where a checkpoint lies, and what it must contain."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: str
+    """Folder, or id on the model hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    sha256: str | None = None
+    """Hash of the weights; where it is given, other weights are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How a group of tensors is merged."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    method: str
+    sources: tuple[str, ...]
+    """Names of the recipe's sources, or `base`; their order is the order of the sums."""
+    parameters: dict[str, ParameterValue] = dataclasses.field(default_factory=dict)
+    layers: Annotated[tuple[int, ...] | None, BeforeValidator(parse_layers)] = None
+    """Layer numbers; None: tensors of any layer, and of none."""
+    parts: tuple[str, ...] | None = None
+    """Names of parts (attention, mlp, norm, embeddings, final_norm, head); None: every part."""
+
+    def covers(self, layer: int | None, part: str) -> bool:
+        """Whether a tensor at this place (layer None: outside the layers) falls under the rule."""
+        return (self.layers is None or layer in self.layers) and (
+            self.parts is None or part in self.parts
+        )
+
+    def label(self) -> str:
+        """Short name of the group, as tables and errors print it: `layers 0-3 attention+mlp`."""
+        words = [] if self.layers is None else [f"layers {format_layers(self.layers)}"]
+        words += [] if self.parts is None else ["+".join(self.parts)]
+        return " ".join(words) or "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The frozen result of one proposal, or what a person wrote."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    base: Model
+    sources: dict[str, Model]
+    rules: tuple[Rule, ...]
+    seed: int = 0
+    """Key of the random masks."""
+    dtype: DType = "bfloat16"
+    """Precision of the merged weights; the arithmetic is float32, cast once."""
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the weights; equal recipes, equal weights.
+
+        Models count by their hash, not by where they lie (by path where no hash is known).
+        """
+        facts = dataclasses.asdict(self)
+        for model in (facts["base"], *facts["sources"].values()):
+            if model["sha256"]:
+                del model["path"], model["revision"]
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def model(self, name: str) -> Model:
+        """The model that a rule calls `name`."""
+        return self.base if name == BASE else self.sources[name]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, as in recipe.yaml and in trial records."""
+        return {
+            "base": _without_none(dataclasses.asdict(self.base)),
+            "sources": {
+                name: _without_none(dataclasses.asdict(model))
+                for name, model in self.sources.items()
+            },
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "rules": [_rule_mapping(rule) for rule in self.rules],
+        }
+
+    def to_yaml(self) -> str:
+        """The recipe as people read it."""
+        return yaml.dump(self.to_mapping(), Dumper=_Dumper, sort_keys=False, width=100)
+
+    def write(self, path: Path) -> None:
+        """Writes recipe.yaml, in one step."""
+        write_text(path, _HEADER.format(name=path.name) + self.to_yaml())
+
+    @staticmethod
+    def from_mapping(mapping: Mapping[str, Any], name: str = "recipe") -> "Recipe":
+        """Inverse of `to_mapping`; UserError where it does not fit."""
+        return _checked(validate(mapping, Recipe, name=name), name)
+
+    @staticmethod
+    def from_yaml(text: str, name: str = "recipe") -> "Recipe":
+        """Reads a recipe; UserError with the path in the file where something does not fit."""
+        return _checked(parse_yaml(text, Recipe, name=name), name)
+
+    @staticmethod
+    def read(path: Path) -> "Recipe":
+        """Reads recipe.yaml; local paths are taken relative to the file."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+        recipe = Recipe.from_yaml(text, name=str(path))
+
+        def located(model: Model) -> Model:
+            beside = path.parent / model.path
+            return dataclasses.replace(model, path=str(beside)) if beside.exists() else model
+
+        return dataclasses.replace(
+            recipe,
+            base=located(recipe.base),
+            sources={name: located(model) for name, model in recipe.sources.items()},
+        )
+
+
+def _checked(recipe: Recipe, name: str) -> Recipe:
+    for number, rule in enumerate(recipe.rules):
+        for source in rule.sources:
+            if source != BASE and source not in recipe.sources:
+                hint = did_you_mean(source, [*recipe.sources, BASE])
+                raise UserError(f"{name}: rules.{number}.sources: {source!r}: {hint}")
+    return recipe
+
+
+def _without_none(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if value is not None}
+
+
+def _rule_mapping(rule: Rule) -> dict[str, Any]:
+    where: dict[str, Any] = {}
+    if rule.layers is not None:
+        where["layers"] = format_layers(rule.layers)
+    if rule.parts is not None:
+        where["parts"] = list(rule.parts)
+    return where | {
+        "method": rule.method,
+        "sources": list(rule.sources),
+        "parameters": dict(rule.parameters),
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short lists and mappings of plain values on one line; no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: Any = None) -> yaml.MappingNode:
+        plain = all(not isinstance(value, (dict, list)) for value in mapping.values())
+        numbers = plain and all(isinstance(value, (int, float)) for value in mapping.values())
+        return super().represent_mapping(tag, mapping, flow_style=numbers and len(mapping) > 0)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: Any = None) -> Any:
+        plain = all(not isinstance(value, (dict, list)) for value in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain)

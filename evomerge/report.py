@@ -1,0 +1,212 @@
+"""A run as frames and figures, read from its folder alone; reading disturbs no search."""
+
+import fcntl
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from evomerge.errors import UserError
+from evomerge.scoring.scorecard import Metric, from_json
+from evomerge.searching.finalists import holdout_metrics, rank, read_verdict
+from evomerge.searching.objective import Objective, Target
+from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.study import OBJECTIVE, TASKS, find_study
+from evomerge.searching.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """What a run's folder tells."""
+
+    folder: Path
+    records: tuple[TrialRecord, ...]
+    objective: Objective
+    holdout: Mapping[int, Mapping[str, Metric]]
+    """Trial number -> task -> its metric on the holdout documents."""
+    verdict: Verdict | None
+    tasks: Mapping[str, Any]
+    """Task -> how it is asked."""
+    running: bool
+
+    @property
+    def by_number(self) -> dict[int, TrialRecord]:
+        """Trial number -> record."""
+        return {record.number: record for record in self.records}
+
+    @property
+    def ranked(self) -> list[TrialRecord]:
+        """Scored trials of distinct weights, best on the search documents first."""
+        return rank(list(self.records))
+
+    def counts(self) -> dict[str, int]:
+        """State -> number of trials."""
+        return dict(Counter(record.state for record in self.records))
+
+    def state(self) -> str:
+        """running, finished, or stopped."""
+        if self.running:
+            return "running"
+        return "finished" if self.verdict is not None else "stopped, the same command goes on"
+
+    def median_seconds(self) -> dict[str, float]:
+        """Phase -> median seconds over scored trials."""
+        phases: dict[str, list[float]] = {}
+        for record in self.records:
+            for phase, spent in record.seconds.items():
+                phases.setdefault(phase, []).append(spent)
+        return {phase: median(spent) for phase, spent in phases.items()}
+
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: number, name, baseline, state, value, task metrics on search and
+        holdout documents (`capital`, `capital holdout`), seconds by phase, failure.
+        """
+        rows = []
+        for record in self.records:
+            row: dict[str, Any] = {
+                "number": record.number,
+                "name": record.name,
+                "baseline": record.baseline,
+                "state": record.state,
+                "value": record.value,
+            }
+            chosen = {(m.task, m.name): m.value for m in record.metrics}
+            for task, target in self.objective.targets.items():
+                row[task] = chosen.get((task, target.metric))
+                held = self.holdout.get(record.number, {}).get(task)
+                row[f"{task} holdout"] = None if held is None else held.value
+            row |= {f"{phase} seconds": spent for phase, spent in record.seconds.items()}
+            rows.append({**row, "failure": record.failure})
+        return pd.DataFrame(rows).set_index("number")
+
+    def coefficients(self, number: int) -> pd.DataFrame:
+        """One row per rule and source of a trial's recipe: group, method, source, parameters."""
+        rows = []
+        for rule in self.by_number[number].recipe.rules:
+            for source in rule.sources:
+                values = {
+                    name: value[source] if isinstance(value, dict) else value
+                    for name, value in rule.parameters.items()
+                }
+                rows.append(
+                    {"group": rule.label(), "method": rule.method, "source": source, **values}
+                )
+        return pd.DataFrame(rows)
+
+
+def read_run(run: Path | str, storage: str | None = None) -> RunReport:
+    """Reads a run folder; UserError if it holds no run."""
+    folder = RunFolder(Path(run))
+    study = find_study(folder.storage_of_run(storage))
+    if study is None or OBJECTIVE not in study.user_attrs:
+        raise UserError(f"{run}: holds no search that began")
+    attributes = study.user_attrs
+    objective = Objective(
+        targets={task: Target(**row) for task, row in attributes[OBJECTIVE].items()}
+    )
+    holdout = {}
+    for number, rows in holdout_metrics(study).items():
+        found = {(metric.task, metric.name): metric for metric in from_json(rows)}
+        if found:
+            holdout[number] = {t: found[t, x.metric] for t, x in objective.targets.items()}
+    return RunReport(
+        folder=folder.path,
+        records=tuple(read_trials(study)),
+        objective=objective,
+        holdout=holdout,
+        verdict=read_verdict(attributes),
+        tasks=attributes[TASKS],
+        running=_locked(folder.path / "lock"),
+    )
+
+
+def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> None:
+    """Draws a run into a picture file: scores over trials, the winner's weights, the holdout."""
+    report = read_run(run, storage)
+    if not report.ranked:
+        raise UserError(f"{run}: has no scored trial to draw yet")
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.4, 1))
+    _draw_scores(figure.add_subplot(grid[0, :]), report)
+    _draw_weights(figure, figure.add_subplot(grid[1, 0]), report)
+    _draw_holdout(figure.add_subplot(grid[1, 1]), report)
+    try:
+        figure.savefig(out, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: cannot be drawn: {error}") from error
+
+
+def _draw_scores(axes: Any, report: RunReport) -> None:
+    scored = [record for record in report.records if record.value is not None]
+    own = [record for record in scored if record.baseline is None]
+    plain = [record for record in scored if record.baseline is not None]
+    for records, colour, label in ((own, "tab:blue", "trial"), (plain, "tab:orange", "baseline")):
+        axes.scatter(
+            [record.number for record in records],
+            [100 * (record.value or 0.0) for record in records],
+            s=14,
+            color=colour,
+            label=label,
+        )
+    best, steps = float("-inf"), []
+    for record in scored:
+        best = max(best, 100 * (record.value or 0.0))
+        steps.append((record.number, best))
+    axes.step(*zip(*steps, strict=True), where="post", color="tab:green", label="best so far")
+    if plain:
+        top = max(plain, key=lambda record: record.value or 0.0)
+        axes.axhline(100 * (top.value or 0.0), color="tab:orange", linestyle=":")
+        axes.annotate(f"best baseline: {top.name}", (scored[-1].number, 100 * (top.value or 0.0)))
+    axes.set(xlabel="trial", ylabel="points on the search documents", title="Scores over trials")
+    axes.legend(loc="lower right")
+
+
+def _draw_weights(figure: Figure, axes: Any, report: RunReport) -> None:
+    winner = report.ranked[0].number if report.verdict is None else report.verdict.winner
+    frame = report.coefficients(winner)
+    name = "weight" if "weight" in frame else "scale"
+    table = frame.pivot_table(index="source", columns="group", values=name, sort=False)
+    values = table.to_numpy(dtype=float)
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(table.columns)), table.columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(table.index)), table.index)
+    for row in range(len(table.index)):
+        for column in range(len(table.columns)):
+            text = f"{values[row, column]:.2f}"
+            axes.text(column, row, text, ha="center", va="center", color="white")
+    figure.colorbar(image, ax=axes, label=name)
+    axes.set_title(f"What {report.by_number[winner].name} took from whom")
+
+
+def _draw_holdout(axes: Any, report: RunReport) -> None:
+    axes.set_title("Holdout documents")
+    if not report.holdout:
+        axes.text(0.5, 0.5, "not scored yet", ha="center", va="center")
+        axes.set_axis_off()
+        return
+    ordered = sorted(report.holdout.items(), key=lambda item: report.objective.value(item[1]))
+    names = [report.by_number[number].name for number, _ in ordered]
+    values = [100 * report.objective.value(metrics) for _, metrics in ordered]
+    winner = None if report.verdict is None else report.verdict.winner
+    colours = ["tab:green" if number == winner else "tab:gray" for number, _ in ordered]
+    bars = axes.barh(names, values, color=colours)
+    axes.bar_label(bars, fmt="%.1f", padding=2)
+    axes.set(xlabel="points", xlim=(min(0.0, *values), 1.15 * max(values)))
+
+
+def _locked(lock: Path) -> bool:
+    """Whether a process holds the run's lock."""
+    try:
+        with lock.open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

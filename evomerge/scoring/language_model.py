@@ -1,0 +1,276 @@
+"""A live model as lm-eval sees it, without the work that lm-eval does anew for every candidate.
+
+Texts become tokens exactly as in lm-eval's HFLM, which is asked for each of them once. Nothing
+that depends on the weights is kept from one call to the next.
+"""
+
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.greedy import decode, decodes_greedily
+from evomerge.scoring.likelihood import Pair, plan_passes, run_pass
+from evomerge.scoring.logits import keeps_keys_and_values
+
+_LOG = logging.getLogger(__name__)
+_SAMPLING_SEED = 1234  # the torch seed of lm-eval's simple_evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decoding:
+    """How a greedy answer ends, and where it is cut."""
+
+    until: tuple[str, ...]
+    max_new_tokens: int
+
+
+class LanguageModel:
+    """Log-likelihoods and answers of one live model, whose weights may change between calls.
+
+    Build it once per model: texts are remembered as tokens. batch_size: texts per forward pass.
+    max_length: tokens of context and answer together; None: what the model's config says.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        max_length: int | None = None,
+    ) -> None:
+        if model.config.is_encoder_decoder:
+            raise UserError(
+                f"{type(model).__name__} is an encoder-decoder model; expected a decoder-only "
+                "language model; score it with lm_eval itself"
+            )
+        self.model = model
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        with _without_warnings("lm_eval.models.huggingface"):
+            # The stock model warns that a live model ignores arguments which are not given here.
+            self._stock = HFLM(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                max_length=max_length,
+                softmax_dtype="float32",
+            )
+        self._max_length: int = self._stock.max_length
+        self._pairs: dict[tuple[str, str], Pair] = {}
+        self._windows: dict[str, list[Pair]] = {}
+        self._prompts: dict[tuple[str, int], list[int]] = {}
+        self._told = False
+
+    @torch.no_grad()
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): the log-probability in nats, and whether the
+        continuation is what greedy decoding would say.
+
+        Raises CandidateError where it is NaN or memory runs out, UserError where a continuation
+        has no tokens or more than the model can read.
+        """
+        return self._token_log_likelihoods([self._encode_pair(*pair) for pair in pairs])
+
+    @torch.no_grad()
+    def rolling_log_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """Log-probability of each whole text in nats, in windows of at most max_length tokens."""
+        windows = [self._encode_windows(text) for text in texts]
+        scores = iter(self._token_log_likelihoods([pair for pairs in windows for pair in pairs]))
+        return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """The answer to each (prompt, generation settings as lm-eval's tasks write them).
+
+        Greedy decoding is run here; whatever else the settings ask for, by lm-eval's own HFLM,
+        from the same random seed at each call.
+        """
+        answers = [""] * len(prompts)
+        groups: dict[Hashable, list[int]] = {}
+        for place, (_, settings) in enumerate(prompts):
+            groups.setdefault(repr(sorted(settings.items())), []).append(place)
+        for places in groups.values():
+            texts, settings = [prompts[place][0] for place in places], prompts[places[0]][1]
+            decoding = self._decoding(settings)
+            found = (
+                self._generate_stock(texts, settings)
+                if decoding is None
+                else self._generate_greedily(texts, decoding)
+            )
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
+        return answers
+
+    # --- tokens -------------------------------------------------------------------------------
+
+    def _encode_pair(self, context: str, continuation: str) -> Pair:
+        pair = self._pairs.get((context, continuation))
+        if pair is not None:
+            return pair
+        if context:
+            pair = self._stock._encode_pair(context, continuation)
+        else:
+            tokens = self._stock.tok_encode(continuation, add_special_tokens=False)
+            prefix = self._stock.prefix_token_id
+            # As in lm-eval: the beginning-of-text token is the context, unless it is there already.
+            pair = (tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else ([prefix], tokens)
+        if not 0 < len(pair[1]) <= self._max_length:
+            raise UserError(
+                f"the answer {continuation[:60]!r} has {len(pair[1])} tokens; expected 1 to "
+                f"{self._max_length} (the model's maximum length); change the task's choices"
+            )
+        self._pairs[context, continuation] = pair
+        return pair
+
+    def _encode_windows(self, text: str) -> list[Pair]:
+        if text not in self._windows:
+            windows = get_rolling_token_windows(
+                token_list=self._stock.tok_encode(text),
+                prefix_token=self._stock.prefix_token_id,
+                max_seq_len=self._max_length,
+                context_len=1,
+            )
+            self._windows[text] = [make_disjoint_window(window) for window in windows]
+        return self._windows[text]
+
+    def _encode_prompt(self, text: str, max_new_tokens: int) -> list[int]:
+        key = (text, max_new_tokens)
+        if key not in self._prompts:
+            room = self._max_length - max_new_tokens
+            if room <= 0:
+                raise UserError(
+                    f"max_gen_toks is {max_new_tokens}, but the model reads at most "
+                    f"{self._max_length} tokens, prompt and answer together; lower max_gen_toks "
+                    "in the task's generation_kwargs"
+                )
+            tokens, _ = self._stock.tok_batch_encode([text], left_truncate_len=room)
+            self._prompts[key] = tokens[0].tolist()
+        return self._prompts[key]
+
+    # --- log-likelihoods ----------------------------------------------------------------------
+
+    def _token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        passes = plan_passes(
+            pairs,
+            max_length=self._max_length,
+            batch_size=self._batch_size,
+            share=keeps_keys_and_values(self.model),
+        )
+        for batch in passes:
+            with self._memory():
+                scores = run_pass(self.model, batch, pairs)
+            for number, score in zip(batch.numbers, scores, strict=True):
+                results[number] = score
+        return results
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _decoding(self, settings: Mapping[str, Any]) -> _Decoding | None:
+        """None where the settings, or the model's own, ask for more than greedy decoding."""
+        rest = dict(normalize_gen_kwargs(dict(settings), self._stock.max_gen_toks))
+        until, max_new_tokens = rest.pop("until"), rest.pop("max_gen_toks")
+        greedy = rest.pop("do_sample") is False and not rest.pop("temperature", 0.0)
+        if rest or not greedy or not decodes_greedily(self.model):
+            return None
+        end = self._stock.tok_decode(self._stock.eot_token_id, skip_special_tokens=False)
+        stops = tuple(handle_stop_sequences(list(until), eos=end))
+        return _Decoding(until=stops, max_new_tokens=max_new_tokens)
+
+    def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[str]:
+        prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
+        order = sorted(range(len(texts)), key=lambda place: (-len(prompts[place]), texts[place]))
+        answers = [""] * len(texts)
+        for start in range(0, len(order), self._batch_size):
+            places = order[start : start + self._batch_size]
+            with self._memory():
+                found = decode(
+                    self.model,
+                    [prompts[place] for place in places],
+                    max_new_tokens=decoding.max_new_tokens,
+                    end_tokens=self._end_tokens(),
+                    stopped=self._stop_check(decoding.until),
+                )
+            for place, tokens in zip(places, found, strict=True):
+                answers[place] = postprocess_generated_text(
+                    self._stock.tok_decode(tokens), list(decoding.until), think_end_token=None
+                )
+        return answers
+
+    def _end_tokens(self) -> frozenset[int]:
+        """Those of the model's generation config, and the tokenizer's."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return frozenset(end for end in (*ends, self._stock.eot_token_id) if end is not None)
+
+    def _stop_check(self, until: Sequence[str]) -> Any:
+        """A function that looks for a stop text at the end of answers, given as tokens.
+
+        As in lm-eval, it decodes two tokens more than the stop text has, because a model may
+        spell it in other tokens.
+        """
+        stops = [stop for stop in until if stop]
+        encode = self._tokenizer.encode
+        window = 2 + max(len(encode(stop, add_special_tokens=False)) for stop in stops)
+
+        def stopped(answers: list[list[int]]) -> list[bool]:
+            ends = self._tokenizer.batch_decode([answer[-window:] for answer in answers])
+            return [any(stop in end for stop in stops) for end in ends]
+
+        return stopped
+
+    def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+        if not self._told:
+            self._told = True
+            _LOG.warning(
+                "Generation settings %s of the task, or those of the model, go beyond greedy "
+                "decoding: lm-eval's slower generation is used, from the same seed each time",
+                dict(settings),
+            )
+        requests = [
+            Instance(request_type="generate_until", doc={}, arguments=(text, dict(settings)), idx=0)
+            for text in texts
+        ]
+        device = self.model.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self._memory():
+            torch.manual_seed(_SAMPLING_SEED)
+            answers: list[str] = self._stock.generate_until(requests, disable_tqdm=True)
+        return answers
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise CandidateError(
+                f"out of memory with batch_size {self._batch_size} on {self.model.device}; "
+                "lower the batch size"
+            ) from error
+
+
+@contextmanager
+def _without_warnings(logger: str) -> Iterator[None]:
+    """Nothing below an error from that logger."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

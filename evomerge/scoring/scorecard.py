@@ -1,0 +1,111 @@
+"""What a candidate scored: metrics, and the score of every document behind them."""
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.errors import UserError
+from evomerge.files import replacing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One number of one task."""
+
+    task: str
+    name: str
+    """"metric,filter" as lm-eval writes it: "acc,none", "exact_match,strict-match"."""
+    value: float
+    standard_error: float | None
+    """None where it is not known: one document, or a metric without an estimate."""
+    documents: int
+    """Number of documents behind the value."""
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentScores:
+    """One task's score per document, for paired comparisons."""
+
+    documents: tuple[int, ...]
+    """Numbers of the documents in their task, ascending."""
+    values: Mapping[str, tuple[float, ...]]
+    """"metric,filter" -> one value per document, in the order of `documents`.
+
+    In the metric's own unit and direction; NaN where a document does not count for a metric.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorecard:
+    """The scores of one candidate."""
+
+    metrics: tuple[Metric, ...]
+    per_document: Mapping[str, DocumentScores]
+    """Task -> its scores."""
+
+    def metric(self, task: str, name: str) -> Metric:
+        """The metric of that task and "metric,filter" name; KeyError if it was not scored."""
+        for metric in self.metrics:
+            if metric.task == task and metric.name == name:
+                return metric
+        scored = ", ".join(f"{metric.task}: {metric.name}" for metric in self.metrics)
+        raise KeyError(f"{task}: {name} is not among the scores ({scored})")
+
+
+def to_json(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """Plain lists, dicts, strings and numbers, ready for json.dumps."""
+    return [asdict(metric) for metric in metrics]
+
+
+def from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """What `to_json` wrote."""
+    return tuple(Metric(**row) for row in rows)
+
+
+def write_documents(scorecard: Scorecard, path: Path) -> None:
+    """Writes the scores per document as a compressed .npz, beside and renamed.
+
+    Values are kept as float32, document numbers as int32. `read_documents` reads it back.
+    """
+    arrays: list[np.ndarray[Any, Any]] = []
+    layout: dict[str, dict[str, int]] = {}
+    for task, scores in scorecard.per_document.items():
+        layout[task] = {"": len(arrays)}
+        arrays.append(np.array(scores.documents, dtype=np.int32))
+        for name, values in scores.values.items():
+            layout[task][name] = len(arrays)
+            arrays.append(np.array(values, dtype=np.float32))
+    # Task names may hold characters that entries of a zip file may not: entries are numbered.
+    entries = {str(number): array for number, array in enumerate(arrays)}
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(
+            file, allow_pickle=False, layout=np.array(json.dumps(layout)), **entries
+        )
+
+
+def read_documents(path: Path) -> dict[str, DocumentScores]:
+    """Task -> its scores, as `write_documents` wrote them (values rounded to float32).
+
+    Raises UserError where the file is missing or is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as entries:
+            layout = json.loads(str(entries["layout"]))
+            return {
+                task: DocumentScores(
+                    documents=tuple(entries[str(places.pop(""))].tolist()),
+                    values={n: tuple(entries[str(i)].tolist()) for n, i in places.items()},
+                )
+                for task, places in layout.items()
+            }
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: scores per document cannot be read ({type(error).__name__}: {error}); "
+            "expected a file that write_documents made; score the trial again to make a new one"
+        ) from error

@@ -1,0 +1,248 @@
+"""Tasks whose documents are prepared once and scored any number of times.
+
+What comes from lm-eval (its tasks and instances) is handed in; this file only asks it.
+"""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.scorecard import DocumentScores, Metric
+
+_RESAMPLES = 100
+
+StandardError = Callable[[Any, int], Callable[[Sequence[Any]], float] | None]
+"""lm-eval's stderr_for_metric: (aggregation, resamples) -> values -> standard error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRequest:
+    """A task to score on, and how to ask it."""
+
+    name: str
+    """Of a task, group or tag."""
+    folder: Path | None = None
+    """Where its YAML file is; the task's relative data_files count from here. None: one of the
+    tasks that come with lm-eval."""
+    metric: str | None = None
+    """What the search is to improve, such as "acc_norm"; None: the task's first metric."""
+    filter: str | None = None
+    """Which of the task's filters to read the metric after; None: its first."""
+    num_fewshot: int | None = None
+    """None: what the task says."""
+    chat_template: bool = False
+    """Put prompts into the tokenizer's chat template, examples as turns of their own."""
+    system_instruction: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedDocument:
+    """A document with its requests to the model, in order."""
+
+    task: Any
+    """The lm-eval task it belongs to: of a group, one of its subtasks."""
+    requests: tuple[Any, ...]
+
+    @property
+    def text(self) -> str:
+        """The document as JSON, the same for equal documents."""
+        return json.dumps(self.requests[0].doc, sort_keys=True, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedTask:
+    """A task, or a group's subtasks one after the other, ready to be scored."""
+
+    name: str
+    objective: str
+    """The "metric,filter" that the search is to improve."""
+    metrics: tuple[str, ...]
+    """The metrics that are reported."""
+    tasks: tuple[Any, ...]
+    documents: tuple[PreparedDocument, ...]
+
+
+def prepare_task(request: TaskRequest, tasks: Sequence[Any]) -> PreparedTask:
+    """Gathers the documents of lm-eval tasks whose requests are built.
+
+    Several tasks (a group) become one: its metrics are those that all of them average over
+    documents, and every document counts the same, as lm-eval weights a group by size.
+
+    Raises UserError for a metric or filter that the task does not have.
+    """
+    metrics, filters = _shared_metrics(request, tasks), _shared_filters(tasks)
+    metric = _choose(request, "metric", request.metric, metrics)
+    chosen_filter = _choose(request, "filter", request.filter, filters)
+    documents = []
+    for task in tasks:
+        requests = defaultdict(list)
+        for instance in task.instances:
+            requests[instance.doc_id].append(instance)
+        for _, instances in sorted(requests.items()):
+            instances.sort(key=lambda instance: instance.idx)
+            documents.append(PreparedDocument(task=task, requests=tuple(instances)))
+    return PreparedTask(
+        name=request.name,
+        objective=f"{metric},{chosen_filter}",
+        metrics=tuple(metrics),
+        tasks=tuple(tasks),
+        documents=tuple(documents),
+    )
+
+
+def collect_scores(
+    prepared: PreparedTask, numbers: Sequence[int], standard_error: StandardError
+) -> tuple[list[Metric], DocumentScores]:
+    """Metrics and scores per document, from the answers (`resps`) that the requests now hold.
+
+    numbers: the documents that were answered, ascending.
+    """
+    raw = _raw_values(prepared, numbers)
+    metrics, values = [], {}
+    for (name, filter_name), by_document in raw.items():
+        task = prepared.tasks[0]
+        aggregation = task.aggregation().get(name)
+        if aggregation is None or (len(prepared.tasks) > 1 and name not in prepared.metrics):
+            continue
+        collected = list(by_document.values())
+        key = f"{name},{filter_name}"
+        value = float(aggregation(collected))
+        if value != value:
+            raise CandidateError(f"its metric {key} is NaN")
+        metrics.append(
+            Metric(
+                task=prepared.name,
+                name=key,
+                value=value,
+                standard_error=_standard_error(aggregation, collected, standard_error),
+                documents=len(collected),
+                higher_is_better=bool(task.higher_is_better()[name]),
+            )
+        )
+        values[key] = tuple(
+            _document_value(by_document[number], aggregation)
+            if number in by_document
+            else float("nan")
+            for number in numbers
+        )
+    if prepared.objective not in values:
+        raise UserError(
+            f"task {prepared.name!r} gave no metric {prepared.objective!r}; "
+            + did_you_mean(prepared.objective, values)
+        )
+    return metrics, DocumentScores(documents=tuple(numbers), values=values)
+
+
+def _raw_values(
+    prepared: PreparedTask, numbers: Sequence[int]
+) -> dict[tuple[str, str], dict[int, Any]]:
+    """(metric, filter) -> document number -> what the task's process_results says of it."""
+    by_task = defaultdict(list)
+    for number in numbers:
+        by_task[id(prepared.documents[number].task)].append(number)
+    raw: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+    for own in by_task.values():
+        documents = [prepared.documents[number] for number in own]
+        task = documents[0].task
+        task._instances = [request for document in documents for request in document.requests]
+        task.apply_filters()
+        for number, document in zip(own, documents, strict=True):
+            for filter_name in document.requests[0].filtered_resps:
+                results = [request.filtered_resps[filter_name] for request in document.requests]
+                found = task.process_results(document.requests[0].doc, results)
+                for metric, value in found.items():
+                    raw[metric, filter_name][number] = value
+    return raw
+
+
+def _document_value(value: Any, aggregation: Callable[[Sequence[Any]], float]) -> float:
+    """One document's score, in the metric's own unit and direction.
+
+    For an average, the value itself. f1 and Matthews correlation say nothing about a single
+    document: there, whether it was answered right. Otherwise (perplexities, BLEU) the metric
+    of this document alone.
+    """
+    name = getattr(aggregation, "__name__", "")
+    if name in ("mean", "nanmean", "median"):
+        return float(value)
+    if name in ("f1_score", "matthews_corrcoef"):
+        gold, predicted = value
+        return float(gold == predicted)
+    return float(aggregation([value]))
+
+
+def _standard_error(
+    aggregation: Callable[[Sequence[Any]], float], values: Sequence[Any], known: StandardError
+) -> float | None:
+    """lm-eval's closed form for averages; a small bootstrap where lm-eval would run a large one;
+    None where it has neither, or for a single document."""
+    estimate = known(aggregation, 1)
+    if estimate is None or len(values) < 2:
+        return None
+    if getattr(aggregation, "__name__", "") in ("mean", "acc_all"):
+        return float(estimate(values))
+    # lm-eval's own bootstrap starts a pool of processes and prints.
+    generator = random.Random(0)
+    samples = (generator.choices(values, k=len(values)) for _ in range(_RESAMPLES))
+    return stdev(float(aggregation(sample)) for sample in samples)
+
+
+def _shared_metrics(request: TaskRequest, tasks: Sequence[Any]) -> list[str]:
+    if len(tasks) == 1:
+        return list(tasks[0].aggregation())
+    averaged = [
+        {
+            name
+            for name, aggregation in task.aggregation().items()
+            if getattr(aggregation, "__name__", "") == "mean"
+        }
+        for task in tasks
+    ]
+    shared = [name for name in tasks[0].aggregation() if all(name in names for names in averaged)]
+    if not shared:
+        names = ", ".join(sorted(task.task_name for task in tasks))
+        raise UserError(
+            f"group {request.name!r}: its subtasks have no metric in common that is an average "
+            f"over documents; name the subtasks one by one instead: {names}"
+        )
+    return shared
+
+
+def _shared_filters(tasks: Sequence[Any]) -> list[str]:
+    names = [[one.name for one in task._filters] for task in tasks]
+    return [name for name in names[0] if all(name in others for others in names)]
+
+
+def _choose(request: TaskRequest, kind: str, wanted: str | None, known: Sequence[str]) -> str:
+    if wanted is None and known:
+        return known[0]
+    if wanted is None or wanted not in known:
+        raise UserError(
+            f"task {request.name!r} has no {kind} {wanted!r}; " + did_you_mean(str(wanted), known)
+        )
+    return wanted
+
+
+def reset_answers(documents: Sequence[PreparedDocument]) -> None:
+    """Forgets the last candidate's answers."""
+    for document in documents:
+        for request in document.requests:
+            request.resps = []
+            request.filtered_resps = {}
+
+
+def known_numbers(prepared: PreparedTask, numbers: Sequence[int]) -> list[int]:
+    """Ascending, each once; raises UserError for none, or for a number that no document has."""
+    ordered = sorted(set(numbers))
+    if not ordered or ordered[0] < 0 or ordered[-1] >= len(prepared.documents):
+        raise UserError(
+            f"task {prepared.name!r}: documents {ordered[:1]} to {ordered[-1:]} were asked for; "
+            f"expected some of 0 to {len(prepared.documents) - 1}; has its data changed?"
+        )
+    return ordered

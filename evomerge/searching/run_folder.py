@@ -1,0 +1,101 @@
+"""The run folder: what lies where, who may write, and a journal that survives a kill.
+
+study.journal       the study: every trial, in Optuna's journal format
+config.yaml         the configuration that started the run
+log.txt             what happened, one line per trial
+search/00012.npz    scores per document of trial 12 on the search documents
+holdout/00012.npz   the same on the holdout documents, for finalists and baselines
+lock                held by the process that searches; names its pid and host
+"""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO, Literal
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from evomerge.errors import UserError
+
+Side = Literal["search", "holdout"]
+STUDY = "evomerge"
+_JOURNAL = "study.journal"
+
+
+class RunFolder:
+    """Paths inside a run folder. Making one touches nothing on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / _JOURNAL
+        self.config = path / "config.yaml"
+        self.log = path / "log.txt"
+        self._lock: IO[str] | None = None
+
+    def documents(self, side: Side, trial: int) -> Path:
+        """Where a trial's scores per document lie."""
+        return self.path / side / f"{trial:05}.npz"
+
+    def open_for_writing(self) -> None:
+        """Makes the folder, locks it for this process, and mends a journal that a kill tore.
+
+        The operating system drops the lock with the process, however it ends. UserError if the
+        folder cannot be written, or another process holds the lock.
+        """
+        try:
+            for side in ("search", "holdout"):
+                (self.path / side).mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path}: the run folder cannot be written: {error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise UserError(
+                f"{self.path}: another search is running here ({self._lock.read().strip()}); "
+                "wait for it, or give this one another `output`"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+        mend_journal(self.journal)
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def storage_of_run(self, url: str | None) -> BaseStorage:
+        """As `storage`, for reading: UserError where the folder holds no run."""
+        if url is None and not self.journal.exists():
+            raise UserError(
+                f"{self.path}: holds no {_JOURNAL}; expected the output folder of a search"
+            )
+        return self.storage(url)
+
+    def storage(self, url: str | None) -> BaseStorage:
+        """The study's storage: the journal in this folder, or any that Optuna's URL names."""
+        if url is not None:
+            return optuna.storages.get_storage(url)
+        return JournalStorage(JournalFileBackend(str(self.journal)))
+
+
+def mend_journal(journal: Path) -> None:
+    """Cuts off a last line that a kill left half written, and a lock whose owner is gone.
+
+    Only for the process that holds the run folder's lock: then nobody else writes. A half line
+    would otherwise join with the next one, and Optuna could not read the journal any more.
+    """
+    Path(f"{journal}.lock").unlink(missing_ok=True)
+    if not journal.exists():
+        return
+    with journal.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)

@@ -1,0 +1,108 @@
+"""The samplers, by the names that a configuration uses, and the rule behind `auto`.
+
+A sampler is made anew for every process, from a seed that depends on the trials so far: all that
+it knows, it reads from the study's finished trials.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+
+from evomerge.searching.samplers.cma_es import CmaEsSampler
+
+_START_UP = 10  # trials that tpe and gp propose at random before they trust their model
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_START_UP)
+
+
+def _gp(seed: int) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=_START_UP)
+
+
+def _nsga2(seed: int) -> BaseSampler:
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
+
+
+def _random(seed: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "cma_es": CmaEsSampler,
+    "tpe": _tpe,
+    "gp": _gp,
+    "nsga2": _nsga2,
+    "random": _random,
+}
+NO_CATEGORIES = ("cma_es",)
+"""Samplers that cannot propose categories."""
+
+
+def choose_sampler(space: Mapping[str, BaseDistribution], trials: int | None) -> tuple[str, str]:
+    """(name, reason) of the sampler that suits a space and a budget.
+
+    Categories: TPE. Numbers alone: a Gaussian process while its model is affordable (30 numbers,
+    100 trials), CMA-ES beyond.
+    """
+    if any(isinstance(kind, CategoricalDistribution) for kind in space.values()):
+        return "tpe", "the space has categories"
+    if len(space) <= 30 and trials is not None and trials <= 100:
+        return "gp", f"{len(space)} numbers and {trials} trials are few enough for its model"
+    return "cma_es", f"{len(space)} numbers without categories"
+
+
+class SpaceSampler(BaseSampler):
+    """Lets a sampler see the whole space from the first trial on, and only trials inside it.
+
+    Baselines need not lie in the space, so their records may lack parameters; Optuna's samplers
+    take the parameters that all trials share, or fail on the missing ones.
+    """
+
+    def __init__(self, inner: BaseSampler, space: Mapping[str, BaseDistribution]) -> None:
+        self._inner = inner
+        self._space = dict(space)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {name: kind for name, kind in self._space.items() if not kind.single()}
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        inside = _TrialsInside(study, self._space.keys())
+        return self._inner.sample_relative(inside, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        inside = _TrialsInside(study, self._space.keys())
+        return self._inner.sample_independent(inside, trial, param_name, param_distribution)
+
+
+class _TrialsInside(optuna.Study):
+    """A study without the trials that lack parameters; as Optuna's own _FilteredStudy does."""
+
+    def __init__(self, study: optuna.Study, names: Any) -> None:
+        super().__init__(study.study_name, study._storage, sampler=study.sampler)
+        self._names = names
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[optuna.trial.FrozenTrial]:
+        trials = super()._get_trials(*args, **kwargs)
+        return [
+            trial
+            for trial in trials
+            if not trial.state.is_finished() or self._names <= trial.params.keys()
+        ]

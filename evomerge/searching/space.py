@@ -1,0 +1,244 @@
+"""The search space: which recipes a study may propose.
+
+A model is cut into groups (depth times part); every group takes its numbers from one cell, or,
+with knots, from the two nearest cells, interpolated over the depth. A cell owns the parameters
+that samplers see. `propose` turns parameters into a recipe; `encode` is its inverse: parameters
+that the chosen method ignores take their defaults, so that every recipe has one encoding.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+
+from evomerge.errors import EvomergeError
+from evomerge.methods import METHODS
+from evomerge.methods.method import Method, Parameter
+from evomerge.recipe import BASE, ParameterValue, Recipe, Rule
+from evomerge.searching.groups import Cell, Group
+
+Range = tuple[float, float] | float
+"""(low, high): explored; one number: fixed."""
+
+Parameters = dict[str, Any]
+"""What Optuna stores of a proposal: name -> number or category."""
+
+
+class NotInSpace(EvomergeError):  # noqa: N818 - a fact about a recipe, not a failure
+    """The recipe cannot be written in this space's parameters; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """Everything a study may propose.
+
+    `template` carries what all proposals share: models, seed and dtype (its rules are ignored).
+    `ranges(cell, parameter)` gives the range of a parameter in a cell.
+    """
+
+    template: Recipe
+    groups: tuple[Group, ...]
+    methods: tuple[str, ...]
+    method_per_group: bool
+    ranges: Callable[[Cell, Parameter], Range]
+
+    def propose(self, trial: optuna.Trial) -> Recipe:
+        """Asks the trial for every parameter, used or not, and makes the recipe of them."""
+        parameters: Parameters = {}
+        for name, distribution in self.distributions().items():
+            if isinstance(distribution, FloatDistribution):
+                parameters[name] = trial.suggest_float(
+                    name, distribution.low, distribution.high, step=distribution.step
+                )
+            elif isinstance(distribution, CategoricalDistribution):
+                parameters[name] = trial.suggest_categorical(name, distribution.choices)
+        return self.recipe(parameters)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Every parameter that samplers see, in a fixed order."""
+        found: dict[str, BaseDistribution] = {}
+        for group in self.groups:
+            if len(self.methods) > 1:
+                choices = CategoricalDistribution(self.methods)
+                found.setdefault(self._method_name(group), choices)
+            for name, operands in self._choices(group).items():
+                found.setdefault(name, CategoricalDistribution(tuple(operands)))
+            for cell, _ in group.cells:
+                for parameter in self._parameters():
+                    for name in self._names(cell, parameter):
+                        match self.ranges(cell, parameter):
+                            case (low, high):
+                                found[name] = FloatDistribution(low, high, step=parameter.step)
+                            case _:
+                                pass
+        return found
+
+    def recipe(self, parameters: Mapping[str, Any]) -> Recipe:
+        """The recipe of a full set of parameters; neighbouring groups stay apart."""
+        return replace(
+            self.template, rules=tuple(self._rule(group, parameters) for group in self.groups)
+        )
+
+    def encode(self, recipe: Recipe) -> Parameters:
+        """The parameters of which `recipe` makes these weights; NotInSpace if there are none."""
+        encoded: Parameters = {}
+        for group in self.groups:
+            rule = _rule_of(group, recipe)
+            if rule.method not in self.methods:
+                raise NotInSpace(f"method {rule.method} is not in the space")
+            encoded[self._method_name(group)] = rule.method
+            for name, operands in self._choices(group).items():
+                encoded[name] = self._choice(rule, name, operands)
+            if len(group.cells) == 1:
+                encoded |= self._encode_cell(group.cells[0][0], rule)
+        distributions = self.distributions()
+        encoded = {name: encoded[name] for name in distributions}
+        for name, distribution in distributions.items():
+            if not distribution._contains(distribution.to_internal_repr(encoded[name])):
+                raise NotInSpace(f"{name} = {encoded[name]} is outside the space")
+        weights = self.recipe(encoded)
+        for group, rule in zip(self.groups, weights.rules, strict=True):
+            if not _same(rule, _rule_of(group, recipe)):
+                raise NotInSpace(f"{rule.label()} cannot be written in the space's parameters")
+        return encoded
+
+    def _rule(self, group: Group, parameters: Mapping[str, Any]) -> Rule:
+        method = METHODS[parameters.get(self._method_name(group), self.methods[0])]
+        sources = tuple(self.template.sources)
+        choice = self._choice_name(group, method)
+        if choice is not None:
+            sources = self._choices(group)[choice][parameters[choice]]
+        values: dict[str, ParameterValue] = {}
+        for parameter in method.parameters:
+            if isinstance(parameter.default, bool):
+                values[parameter.name] = parameter.default
+                continue
+            numbers = {
+                source: self._value(group, parameter, source, parameters) for source in sources
+            }
+            values[parameter.name] = numbers if parameter.per_source else numbers[sources[0]]
+        return Rule(
+            method=method.name,
+            sources=sources,
+            parameters=values,
+            layers=group.place.layers,
+            parts=group.place.parts,
+        )
+
+    def _value(
+        self, group: Group, parameter: Parameter, source: str, parameters: Mapping[str, Any]
+    ) -> float:
+        """A parameter's value in a group: its cell's, or interpolated between two cells'."""
+        total = 0.0
+        for cell, share in group.cells:
+            span = self.ranges(cell, parameter)
+            name = _name(cell, parameter, source)
+            total += share * (parameters[name] if isinstance(span, tuple) else span)
+        if len(group.cells) > 1 and parameter.step is not None:
+            total = round(round(total / parameter.step) * parameter.step, 10)
+        return total
+
+    def _encode_cell(self, cell: Cell, rule: Rule) -> Parameters:
+        encoded: Parameters = {}
+        used = {parameter.name for parameter in METHODS[rule.method].parameters}
+        for parameter in self._parameters():
+            span = self.ranges(cell, parameter)
+            if not isinstance(span, tuple):
+                continue
+            default = min(max(float(parameter.default), span[0]), span[1])
+            for source in self.template.sources:
+                value: Any = rule.parameters.get(parameter.name, default)
+                if isinstance(value, dict):
+                    value = value.get(source, default)
+                encoded[_name(cell, parameter, source)] = (
+                    value if parameter.name in used else default
+                )
+        return encoded
+
+    def _parameters(self) -> tuple[Parameter, ...]:
+        """The numeric parameters of all methods; one stands for all of a name."""
+        named: dict[str, Parameter] = {}
+        for method in self.methods:
+            for parameter in METHODS[method].parameters:
+                if isinstance(parameter.default, bool):
+                    continue
+                named.setdefault(parameter.name, parameter)
+        return tuple(named.values())
+
+    def _names(self, cell: Cell, parameter: Parameter) -> list[str]:
+        """Names of a parameter in a cell; several where there is one per source."""
+        names = (_name(cell, parameter, source) for source in self.template.sources)
+        return list(dict.fromkeys(names))
+
+    def _method_name(self, group: Group) -> str:
+        return f"{group.choice}/method" if self.method_per_group else "method"
+
+    def _choice_name(self, group: Group, method: Method) -> str | None:
+        """Name of the category that picks a method's operands where it takes only a few."""
+        few = method.maximum_sources is not None
+        return f"{group.choice}/{method.name}/sources" if few else None
+
+    def _choices(self, group: Group) -> dict[str, dict[str, tuple[str, ...]]]:
+        """For every method that takes a few operands: category -> operands."""
+        found = {}
+        for method in map(METHODS.__getitem__, self.methods):
+            name = self._choice_name(group, method)
+            if name is not None and method.maximum_sources is not None:
+                candidates = combinations((*self.template.sources, BASE), method.maximum_sources)
+                found[name] = {"+".join(operands): operands for operands in candidates}
+        return found
+
+    @staticmethod
+    def _choice(rule: Rule, name: str, operands: dict[str, tuple[str, ...]]) -> str:
+        if name.split("/")[-2] != rule.method:
+            return next(iter(operands))
+        category = "+".join(rule.sources)
+        if category not in operands:
+            raise NotInSpace(f"{rule.method} of {category} is not in the space")
+        return category
+
+
+def _name(cell: Cell, parameter: Parameter, source: str) -> str:
+    own = parameter.per_source and not parameter.shared
+    return f"{cell.label}/{parameter.name}/{source}" if own else f"{cell.label}/{parameter.name}"
+
+
+def _rule_of(group: Group, recipe: Recipe) -> Rule:
+    """The one rule of the recipe that covers the whole group."""
+    for rule in recipe.rules:
+        layers = rule.layers is None or set(group.place.layers or ()) <= set(rule.layers)
+        parts = rule.parts is None or (
+            group.place.parts and set(group.place.parts) <= set(rule.parts)
+        )
+        if parts and layers and (rule.layers is None or group.place.layers is not None):
+            return rule
+    raise NotInSpace(f"no single rule covers {group.place.label}")
+
+
+def _same(ours: Rule, theirs: Rule) -> bool:
+    """Whether two rules of one group make equal weights; a value left out is the default."""
+    if ours.method != theirs.method or ours.sources != theirs.sources:
+        return False
+    for parameter in METHODS[ours.method].parameters:
+        value = theirs.parameters.get(parameter.name, parameter.default)
+        pairs = zip(
+            _per_source(ours.parameters[parameter.name], ours.sources),
+            _per_source(value, ours.sources),
+            strict=True,
+        )
+        if not all(math.isclose(first, second, rel_tol=1e-9) for first, second in pairs):
+            return False
+    return True
+
+
+def _per_source(value: ParameterValue, sources: tuple[str, ...]) -> list[float]:
+    numbers = value if isinstance(value, dict) else dict.fromkeys(sources, float(value))
+    return [numbers[source] for source in sources]

@@ -1,0 +1,181 @@
+"""The study: made, continued or refused; its baselines; what a kill left behind."""
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.errors import UserError
+from evomerge.recipe import Recipe
+from evomerge.searching.record import (
+    BASELINE,
+    CARRIED,
+    FINGERPRINT,
+    IN_SPACE,
+    RECIPE,
+    RESULT,
+    RETRY_OF,
+)
+from evomerge.searching.run_folder import STUDY, RunFolder
+from evomerge.searching.space import NotInSpace, SearchSpace
+
+IDENTITY = "identity"
+"""Study attribute: the facts that make scores comparable; a resume must bring equal ones."""
+HISTORY = "history"
+"""Study attribute: one entry per start: time, host, versions, sampler and why, git revision."""
+
+TASKS = "tasks"
+"""Study attribute: task -> how it is asked: folder, num_fewshot, chat_template, dtype, ..."""
+
+OBJECTIVE = "objective"
+"""Study attribute: task -> metric and weight."""
+
+
+def find_study(storage: BaseStorage) -> optuna.Study | None:
+    """The study of a run, if it was begun."""
+    if STUDY not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=STUDY, storage=storage)
+
+
+def open_study(storage: BaseStorage, identity: Mapping[str, Any]) -> optuna.Study:
+    """Makes the study, or goes on with it; UserError that shows the difference where the study
+    was begun with another identity.
+    """
+    study = find_study(storage)
+    if study is None:
+        study = optuna.create_study(storage=storage, study_name=STUDY, direction="maximize")
+    known = study.user_attrs.get(IDENTITY)
+    if known is None:
+        study.set_user_attr(IDENTITY, dict(identity))
+    elif changes := differences(known, identity):
+        raise UserError(
+            "this run was begun with another configuration:\n"
+            + "\n".join(f"  {change}" for change in changes)
+            + "\nGo on with the old one, give another `output`, or start a new run that takes over "
+            "what is still valid with --fork"
+        )
+    return study
+
+
+def differences(known: Any, given: Any, path: str = "") -> list[str]:
+    """`path: old -> new` for every leaf that differs between two nested mappings."""
+    if isinstance(known, Mapping) and isinstance(given, Mapping):
+        return [
+            line
+            for key in dict.fromkeys((*known, *given))
+            for line in differences(
+                known.get(key), given.get(key), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    plain = [list(value) if isinstance(value, tuple) else value for value in (known, given)]
+    return [] if plain[0] == plain[1] else [f"{path}: {plain[0]!r} -> {plain[1]!r}"]
+
+
+def enqueue_baselines(
+    study: optuna.Study, space: SearchSpace, baselines: Mapping[str, Recipe]
+) -> None:
+    """Makes sure that every baseline stands in the study once; safe to repeat after a kill.
+
+    One that can be written in the space's parameters carries them, so that samplers learn of it.
+    """
+    known = {trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)}
+    for name, recipe in baselines.items():
+        if name in known:
+            continue
+        try:
+            parameters = space.encode(recipe)
+            recipe = space.recipe(parameters)
+        except NotInSpace:
+            parameters = {}
+        attributes = {
+            BASELINE: name,
+            RECIPE: recipe.to_mapping(),
+            IN_SPACE: bool(parameters),
+        }
+        study.enqueue_trial(parameters, user_attrs=attributes)
+
+
+def take_up_interrupted(study: optuna.Study) -> int:
+    """Ends trials that a dead process left running, and puts each back into the queue.
+
+    A trial whose scores were recorded before the kill is told them instead. Only for the process
+    that holds the run's lock. Returns how many trials were put back.
+    """
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    count = 0
+    for trial in trials:
+        if trial.state != TrialState.RUNNING:
+            continue
+        result = trial.user_attrs.get(RESULT, {})
+        if "value" in result:
+            study.tell(trial.number, result["value"])
+            continue
+        if RECIPE in trial.user_attrs and trial.number not in retried:
+            _put_back(study, trial)
+            count += 1
+        study.tell(trial.number, state=TrialState.FAIL)
+    return count
+
+
+def _put_back(study: optuna.Study, trial: FrozenTrial) -> None:
+    kept = {name: trial.user_attrs[name] for name in (BASELINE, RECIPE) if name in trial.user_attrs}
+    marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number}
+    study.enqueue_trial(trial.params, user_attrs={**kept, **marks})
+
+
+def carry_over(
+    old: optuna.Study,
+    old_folder: RunFolder,
+    new: optuna.Study,
+    folder: RunFolder,
+    space: SearchSpace,
+) -> int:
+    """Takes the scored trials of one run into another whose scores are comparable.
+
+    A recipe that the new space cannot express comes along without parameters. Returns how many.
+    """
+    count = 0
+    for trial in old.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        recipe = Recipe.from_mapping(trial.user_attrs[RECIPE])
+        try:
+            parameters = space.encode(recipe)
+        except NotInSpace:
+            parameters = {}
+        distributions = space.distributions() if parameters else {}
+        number = len(new.get_trials(deepcopy=False))
+        shutil.copyfile(
+            old_folder.documents("search", trial.number), folder.documents("search", number)
+        )
+        new.add_trial(
+            optuna.trial.create_trial(
+                value=trial.values[0],
+                params=parameters,
+                distributions=distributions,
+                user_attrs={**trial.user_attrs, CARRIED: [str(old_folder.path), trial.number]},
+            )
+        )
+        count += 1
+    return count
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials with scores, and candidates that failed for a reason of their own."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state == TrialState.COMPLETE
+        or (trial.state == TrialState.FAIL and "failure" in trial.user_attrs.get(RESULT, {}))
+    ]
+
+
+def scored_before(study: optuna.Study, fingerprint: str) -> FrozenTrial | None:
+    """A finished trial of the very same weights."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if trial.user_attrs.get(FINGERPRINT) == fingerprint:
+            return trial
+    return None

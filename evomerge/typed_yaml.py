@@ -1,0 +1,145 @@
+"""YAML files read into frozen dataclasses; every mistake says where, what, and what was expected.
+
+quickstart.yaml, line 14: tasks.capital.metrc: unknown key; did you mean 'metric'? Known: ...
+"""
+
+import functools
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from evomerge.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+KeyPath = tuple[str | int, ...]
+
+
+def read_yaml(path: Path, kind: type[T]) -> T:
+    """Reads a YAML file into `kind`, a dataclass that pydantic can validate.
+
+    Raises UserError for a file that cannot be
+    read, is no YAML mapping, has a key twice, or does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    return parse_yaml(text, kind, name=str(path))
+
+
+def parse_yaml(text: str, kind: type[T], *, name: str) -> T:
+    """As `read_yaml`, from a text; `name` stands for the file in error messages."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = dict(_lines(node, (), name)) if node is not None else {}
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{name}: is not YAML: {error}") from error
+    return validate(data, kind, name=name, lines=lines)
+
+
+def validate(
+    data: Any, kind: type[T], *, name: str, lines: Mapping[KeyPath, int] | None = None
+) -> T:
+    """As `parse_yaml`, from data that was read already; `lines` are those of the file's keys."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{name}: expected a mapping of keys, got {type(data).__name__}")
+    adapter = _adapter(cast(Hashable, kind))
+    try:
+        result: T = adapter.validate_python(dict(data))
+    except ValidationError as error:
+        schema = adapter.json_schema()
+        problems = [
+            _describe(problem, data, lines or {}, schema, name) for problem in error.errors()
+        ]
+        raise UserError("\n".join(dict.fromkeys(problems))) from None
+    return result
+
+
+@functools.cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(type, kind))
+
+
+def _lines(node: yaml.Node, path: KeyPath, name: str) -> Iterator[tuple[KeyPath, int]]:
+    """Line number, from 1, of every key and list item; refuses a key that stands twice."""
+    yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                where = ".".join(map(str, (*path, key.value)))
+                first = seen[key.value]
+                raise UserError(
+                    f"{name}, line {line}: {where}: the key stands twice (line {first})"
+                )
+            seen[key.value] = line
+            yield from _lines(value, (*path, key.value), name)
+            yield (*path, key.value), line
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _lines(item, (*path, number), name)
+
+
+def _describe(
+    problem: Any, data: Any, lines: Mapping[KeyPath, int], schema: dict[str, Any], name: str
+) -> str:
+    path = _path_in(data, problem["loc"])
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    value = problem["input"]
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        path = (*path, problem["loc"][-1]) if path[-1:] != problem["loc"][-1:] else path
+        text = f"unknown key; {did_you_mean(str(path[-1]), _known_keys(schema, path[:-1]))}"
+    elif problem["type"] in ("missing", "missing_argument"):
+        path = (*path, problem["loc"][-1])
+        text = "is missing"
+    elif problem["type"] != "value_error":
+        text = f"{text[:1].lower()}{text[1:]}, got {value!r:.80}"
+    where = ".".join(map(str, path))
+    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
+    place = f"{name}, line {line}" if line else name
+    return f"{place}: {where}: {text}" if where else f"{place}: {text}"
+
+
+def _path_in(data: Any, location: KeyPath) -> KeyPath:
+    """The part of pydantic's location that exists in the file (it also names union members)."""
+    path: list[str | int] = []
+    for step in location:
+        keys = data if isinstance(data, dict) else range(len(data) if isinstance(data, list) else 0)
+        if step in keys:
+            data = data[step]
+            path.append(step)
+    return tuple(path)
+
+
+def _known_keys(schema: dict[str, Any], path: KeyPath) -> set[str]:
+    """Property names that the JSON schema allows at a path."""
+    places = [schema]
+    for step in (*path, None):
+        places = [found for place in places for found in _alternatives(place, schema)]
+        if step is not None:
+            places = [
+                inner
+                for place in places
+                for inner in (
+                    place.get("properties", {}).get(step),
+                    place.get("additionalProperties"),
+                    place.get("items"),
+                )
+                if isinstance(inner, dict)
+            ]
+    return {key for place in places for key in place.get("properties", {})}
+
+
+def _alternatives(place: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schema at a place, with references and unions resolved."""
+    if "$ref" in place:
+        place = schema["$defs"][place["$ref"].rsplit("/", 1)[-1]]
+    yield place
+    for key in ("anyOf", "oneOf", "allOf"):
+        for option in place.get(key, []):
+            yield from _alternatives(option, schema)

@@ -1,0 +1,295 @@
+"""What evomerge does, as Python functions; the command line only parses, calls these and prints."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+
+from evomerge.assemble import Bench, asked, dtype_of, evaluator, identity, prepare
+from evomerge.checkpoints.hashes import HashCache
+from evomerge.config import BudgetConfig, LoadedConfig, load_config
+from evomerge.environment import environment
+from evomerge.errors import UserError
+from evomerge.files import write_text
+from evomerge.recipe import BASE, Model, Recipe, Rule
+from evomerge.scoring.scorecard import Scorecard
+from evomerge.searching.baselines import baselines
+from evomerge.searching.finalists import decide, score_holdout, to_score
+from evomerge.searching.interrupt import on_interrupt
+from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.progress import Progress
+from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.run_folder import RunFolder, Side
+from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.study import (
+    HISTORY,
+    IDENTITY,
+    OBJECTIVE,
+    TASKS,
+    carry_over,
+    differences,
+    enqueue_baselines,
+    find_study,
+    finished,
+    open_study,
+    take_up_interrupted,
+)
+from evomerge.searching.verdict import Verdict
+from evomerge.seeding import sampler_seed
+
+log = logging.getLogger(__name__)
+
+_PROBE_DOCUMENTS = 16  # per task: enough for a forecast, seconds even for large models
+OnProgress = Callable[[Progress, TrialRecord | None], None]
+_COMPARABLE = ("models", "tasks", "documents", "dtype", "batch_size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a call of `search` ended."""
+
+    folder: Path
+    verdict: Verdict | None
+    """None where the search was stopped before its budget was spent."""
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What `check` found out."""
+
+    bench: Bench
+    parameters: int
+    sampler: tuple[str, str]
+    """(name, reason)."""
+    seconds_per_trial: float | None
+    """Extrapolated from a probe; None without one."""
+    budget: Budget
+
+    def forecast(self) -> int | None:
+        """Trials that the budget allows; None where neither is known."""
+        limits = []
+        if self.budget.trials is not None:
+            limits.append(self.budget.trials)
+        if self.budget.deadline is not None and self.seconds_per_trial:
+            left = (self.budget.deadline - datetime.now()).total_seconds()
+            limits.append(int(left / self.seconds_per_trial))
+        return min(limits, default=None)
+
+
+def search(
+    config: LoadedConfig | Path | str,
+    *,
+    budget: BudgetConfig | None = None,
+    fork: bool = False,
+    on_progress: OnProgress = lambda progress, record: None,
+) -> Outcome:
+    """Starts a search, or goes on with it, until its budget is spent; then gives the verdict.
+
+    budget: instead of the file's. fork: where the run in the output folder was begun with another
+    configuration, start a new run beside it that takes over what is still valid. on_progress is
+    called after every trial. Raises UserError for every mistake that can be found before the
+    first trial.
+    """
+    loaded = _loaded(config)
+    limits = budget or loaded.config.budget
+    folder = RunFolder(loaded.output())
+    with _writing(folder):
+        hashes = HashCache(folder.path / "hashes.json")
+        bench = prepare(loaded, hashes)
+        hashes.save()
+        storage = folder.storage(loaded.config.storage)
+        old = find_study(storage)
+        if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
+            study = open_study(storage, identity(bench))
+            return _run(bench, study, folder, limits, on_progress)
+    beside = _free_name(folder.path)
+    with _writing(RunFolder(beside)) as new_folder:
+        new = open_study(new_folder.storage(None), identity(bench))
+        log.info("fork of %s: a new run in %s", folder.path, beside)
+        if all(old.user_attrs[IDENTITY][key] == identity(bench)[key] for key in _COMPARABLE):
+            count = carry_over(old, folder, new, new_folder, bench.space)
+            log.info("took over the scores of %d trials", count)
+        return _run(bench, new, new_folder, limits, on_progress)
+
+
+def score(
+    what: Recipe | Path | str,
+    config: LoadedConfig | Path | str,
+    *,
+    side: Side = "search",
+) -> Scorecard:
+    """Scores a recipe (or recipe.yaml), or a model folder, on a configuration's tasks.
+
+    side: which documents of the split. The scores are those that a trial of the same weights
+    would record.
+    """
+    loaded = _loaded(config)
+    if not isinstance(what, Recipe) and Path(what).is_dir():
+        what = _unchanged(Path(what), loaded)
+    recipe = what if isinstance(what, Recipe) else Recipe.read(Path(what))
+    config_of_recipe = dataclasses.replace(
+        loaded.config, base=recipe.base, sources=recipe.sources, dtype=recipe.dtype
+    )
+    bench = prepare(
+        dataclasses.replace(loaded, config=config_of_recipe),
+        HashCache(loaded.output() / "hashes.json"),
+    )
+    return evaluator(bench)(recipe, side)[0]
+
+
+def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
+    """Everything that can be known before a search; nothing is written.
+
+    probe: also makes and scores the base on a few documents, to forecast the number of trials.
+    """
+    loaded = _loaded(config)
+    bench = prepare(loaded, HashCache(loaded.output() / "hashes.json"))
+    distributions = bench.space.distributions()
+    budget = _budget(loaded.config.budget)
+    return Check(
+        bench=bench,
+        parameters=len(distributions),
+        sampler=_sampler_choice(bench, budget),
+        seconds_per_trial=_probe(bench) if probe else None,
+        budget=budget,
+    )
+
+
+def _loaded(config: LoadedConfig | Path | str) -> LoadedConfig:
+    return config if isinstance(config, LoadedConfig) else load_config(config)
+
+
+def _unchanged(folder: Path, loaded: LoadedConfig) -> Recipe:
+    """The recipe of a folder's own weights: a base that passes through."""
+    rule = Rule(method="passthrough", sources=(BASE,))
+    model = Model(path=str(folder.resolve()))
+    dtype = loaded.config.dtype or dtype_of(model)
+    return Recipe(base=model, sources={}, rules=(rule,), dtype=dtype)
+
+
+@contextmanager
+def _writing(folder: RunFolder) -> Iterator[RunFolder]:
+    """The run folder, locked, with the log file in it."""
+    folder.open_for_writing()
+    handler = logging.FileHandler(folder.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("evomerge")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield folder
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+        folder.close()
+
+
+def _run(
+    bench: Bench,
+    study: optuna.Study,
+    folder: RunFolder,
+    limits: BudgetConfig,
+    on_progress: OnProgress,
+) -> Outcome:
+    """Trials until the budget is spent, then the holdout and the verdict."""
+    config = bench.loaded.config
+    budget = _budget(limits)
+    if not folder.config.exists():
+        write_text(folder.config, bench.loaded.file.read_text(encoding="utf-8"))
+    back = take_up_interrupted(study)
+    if back:
+        log.info("%d interrupted trial(s) are taken up again", back)
+    enqueue_baselines(study, bench.space, baselines(bench.template))
+    done = len(finished(study))
+    sampler, reason = _sampler_choice(bench, budget)
+    distributions = bench.space.distributions()
+    inner = SAMPLERS[sampler](sampler_seed(config.seed, 0, len(study.get_trials(deepcopy=False))))
+    study.sampler = SpaceSampler(inner, distributions)
+    study.set_user_attr(TASKS, asked(bench))
+    targets = bench.objective.targets.items()
+    study.set_user_attr(OBJECTIVE, {task: dataclasses.asdict(target) for task, target in targets})
+    start = {**environment(), "sampler": sampler, "reason": reason, "trials before": done}
+    study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
+    log.info("%s", bench.memory.sentence())
+    log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
+    if done:
+        log.info("goes on after %d finished trials", done)
+    evaluate = evaluator(bench)
+    progress = Progress(budget=budget)
+    for record in read_trials(study):
+        progress.add(record, earlier=True)
+
+    def on_trial(record: TrialRecord) -> None:
+        progress.add(record)
+        outcome = record.failure or f"{100 * (record.value or 0.0):.2f} points"
+        log.info("%s (number %d): %s", record.name, record.number, outcome)
+        on_progress(progress, record)
+
+    loop = Loop(
+        study=study,
+        space=bench.space,
+        objective=bench.objective,
+        folder=folder,
+        evaluate=evaluate,
+        budget=budget,
+        on_trial=on_trial,
+    )
+    on_progress(progress, None)
+    with on_interrupt(loop.stop):
+        loop.run()
+        for record in [] if loop.stop_asked else to_score(study, config.finalists):
+            log.info("holdout: %s", record.name)
+            score_holdout(study, folder, record, evaluate)
+            if loop.stop_asked:
+                break
+    if loop.stop_asked:
+        log.warning("stopped; the same command goes on")
+        return Outcome(folder=folder.path, verdict=None, stopped=True)
+    verdict = decide(study, folder, bench.objective, config.seed)
+    return Outcome(folder=folder.path, verdict=verdict, stopped=False)
+
+
+def _budget(config: BudgetConfig) -> Budget:
+    return Budget(trials=config.trial_limit(), deadline=config.deadline(datetime.now()))
+
+
+def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
+    """(name, reason); UserError for a sampler that cannot propose this space."""
+    name = bench.loaded.config.sampler
+    distributions = bench.space.distributions()
+    if name == "auto":
+        return choose_sampler(distributions, budget.trials)
+    categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
+    if name in NO_CATEGORIES and categories:
+        raise UserError(
+            f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
+            f"{', '.join(categories[:3])}; use tpe, or one method"
+        )
+    return name, "as configured"
+
+
+def _probe(bench: Bench) -> float:
+    """Seconds of one trial on the search documents, extrapolated from a few of them."""
+    few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
+    recipe = baselines(bench.template)["linear"]
+    evaluate = evaluator(bench)
+    evaluate(recipe, few)
+    _, seconds = evaluate(dataclasses.replace(recipe, seed=recipe.seed + 1), few)
+    share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
+    return seconds["merge"] + seconds["score"] / share
+
+
+def _free_name(path: Path) -> Path:
+    number = 2
+    while path.with_name(f"{path.name}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}-{number}")
