@@ -240,9 +240,11 @@ def reset_answers(documents: Sequence[PreparedDocument]) -> None:
 def known_numbers(prepared: PreparedTask, numbers: Sequence[int]) -> list[int]:
     """Ascending, each once; raises UserError for none, or for a number that no document has."""
     ordered = sorted(set(numbers))
-    if not ordered or ordered[0] < 0 or ordered[-1] >= len(prepared.documents):
+    if not ordered:
+        raise UserError(f"task {prepared.name!r}: no documents were asked for; leave it out")
+    if ordered[0] < 0 or ordered[-1] >= len(prepared.documents):
         raise UserError(
-            f"task {prepared.name!r}: documents {ordered[:1]} to {ordered[-1:]} were asked for; "
+            f"task {prepared.name!r}: documents [{ordered[0]}] to [{ordered[-1]}] were asked for; "
             f"expected some of 0 to {len(prepared.documents) - 1}; has its data changed?"
         )
     return ordered

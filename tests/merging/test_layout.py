@@ -250,3 +250,16 @@ def test_reading_a_layout_takes_no_memory_for_weights(tmp_path: Path) -> None:
     slots = {slot.name: slot for slot in _trace(model, model.state_dict())}
     last = slots["model.layers.31.block_sparse_moe.experts.7.w2.weight"]
     assert (last.shape, last.offset) == ((4096, 14336), 7 * 4096 * 14336)
+
+
+def test_a_buffer_that_the_base_lacks_has_no_slot(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    tensors = load_file(checkpoint("deepseek_v3") / "model.safetensors")
+    buffer = "model.layers.1.mlp.gate.e_score_correction_bias"
+    del tensors[buffer]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    FAMILIES["deepseek_v3"]().save_pretrained(tmp_path)
+    layout = read_layout(tmp_path, torch.float32)
+    assert set(layout.slots) == set(tensors)
+    model = load(tmp_path, torch.float32)
+    assert buffer in dict(model.named_buffers())
+    assert set(live_views(model, layout)) == set(tensors)

@@ -2,10 +2,11 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -21,6 +22,14 @@ GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data sets go where the tests' other files go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +131,8 @@ def _metrics(**higher_is_better: bool) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory, add_task: AddTask) -> Path:
-    """Tasks: choice, letter (choices of one token), cloze, text, answer, counted, group both."""
+    """Tasks: choice, letter (choices of one token), cloze, text, answer, counted; the tag both and
+    the group pair, each of choice and letter."""
     folder = tmp_path_factory.mktemp("tasks")
     generator = random.Random(0)
     rows = [{"question": question, "answer": answer} for question, answer in _examples()][::3]
@@ -176,4 +186,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, add_task: AddTask) -> Path:
             {"name": "whole", "filter": [first]},
         ],
     )
+    group = {
+        "group": "pair",
+        "task": ["choice", "letter"],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+    }
+    (folder / "pair.yaml").write_text(yaml.safe_dump(group))
     return folder
