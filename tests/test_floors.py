@@ -1,0 +1,89 @@
+"""A room imports only from rooms below it, and third parties enter by their own doors."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "evomerge"
+
+FLOORS = [
+    {"errors", "seeding", "files", "typed_yaml", "environment"},
+    {"methods", "architectures", "recipe"},
+    {"checkpoints"},
+    {"merging"},
+    {"scoring"},
+    {"searching"},
+    {"exporting", "report", "model_card"},
+    {"config", "starter"},
+    {"assemble", "describe"},
+    {"verbs"},
+    {"cli"},
+    {"__init__"},
+]
+BESIDE = {("exporting", "model_card")}
+"""Rooms of one floor that may know each other: the first knows the second."""
+INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
+UP = {("describe", "verbs")}
+"""Types only, under TYPE_CHECKING."""
+
+DOORS = {
+    "lm_eval": {"scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"},
+    "optuna": {"searching", "verbs.py", "cli.py"},
+    "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
+    "safetensors": {"checkpoints"},
+    "matplotlib": {"report.py"},
+    "typer": {"cli.py"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_the_package_was_found() -> None:
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    own = room(path)
+    for module in imports(path):
+        if not module.startswith("evomerge."):
+            continue
+        other = module.split(".")[1]
+        if other == own or (own, other) in BESIDE | INSIDE_FLOOR_ZERO | UP:
+            continue
+        assert floor(other) < floor(own), f"{path.name} imports {module}, which is not below it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_third_parties_have_one_door(path: Path) -> None:
+    inside = str(path.relative_to(PACKAGE))
+    for module in imports(path):
+        doors = DOORS.get(module.split(".")[0])
+        if doors is not None:
+            assert any(inside == door or inside.startswith(f"{door}/") for door in doors), (
+                f"{inside} imports {module}"
+            )
+
+
+def test_recipe_imports_neither_torch_nor_optuna() -> None:
+    assert not {"torch", "optuna"} & set(imports(PACKAGE / "recipe.py"))
