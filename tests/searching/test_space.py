@@ -1,0 +1,119 @@
+"""`encode` and `propose` are inverses; samplers see the whole space; groups cover the model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.architectures import PARTS
+from evomerge.methods.method import Parameter
+from evomerge.recipe import Model, Recipe
+from evomerge.searching.baselines import baselines
+from evomerge.searching.groups import Blocks, Cell, Depth, Knots, make_groups
+from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.space import NotInSpace, SearchSpace
+
+LAYERS = 6
+TEMPLATE = Recipe(
+    base=Model(path="b"), sources={"x": Model(path="x"), "y": Model(path="y")}, rules=()
+)
+TOGETHER = (("attention", "mlp", "norm"),)
+SEPARATE = (("attention",), ("mlp",), ("norm",))
+
+
+def default_range(cell: Cell, row: Parameter) -> tuple[float, float] | float:
+    return (row.low, row.high) if row.searched else float(row.default)
+
+
+def make(depth: Depth, parts: Any, methods: tuple[str, ...], *, per_group: bool) -> SearchSpace:
+    return SearchSpace(
+        template=TEMPLATE,
+        groups=make_groups(depth, parts, "together", LAYERS, set(PARTS)),
+        methods=methods,
+        method_per_group=per_group,
+        ranges=default_range,
+    )
+
+
+SPACES = [
+    make("global", TOGETHER, ("task_arithmetic",), per_group=False),
+    make("layers", TOGETHER, ("task_arithmetic",), per_group=False),
+    make(Blocks(size=4), SEPARATE, ("ties", "linear", "slerp"), per_group=True),
+    make(Knots(count=3), SEPARATE, ("dare_ties", "passthrough"), per_group=False),
+    make(Knots(count=4), TOGETHER, ("ties", "passthrough", "slerp"), per_group=True),
+]
+
+
+@given(st.integers(0, 10**6), st.sampled_from(SPACES))
+@settings(max_examples=40, deadline=None)
+def test_encode_is_the_inverse_of_propose(seed: int, space: SearchSpace) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    trial = study.ask()
+    recipe = space.propose(trial)
+    encoded = space.encode(recipe)
+    assert space.recipe(encoded) == recipe
+    assert space.encode(space.recipe(encoded)) == encoded
+    assert set(encoded) == set(trial.params) == set(space.distributions())
+    if len(space.methods) == 1:
+        assert encoded == trial.params
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_every_place_is_in_one_group(space: SearchSpace) -> None:
+    study = optuna.create_study()
+    rules = space.propose(study.ask()).rules
+    places = [(layer, part) for layer in range(LAYERS) for part in ("attention", "mlp", "norm")]
+    for layer, part in [*places, *((None, p) for p in ("embeddings", "final_norm", "head"))]:
+        assert sum(rule.covers(layer, part) for rule in rules) == 1
+
+
+def test_baselines_in_the_space_are_encoded_and_others_refused() -> None:
+    space = SPACES[1]
+    plain = baselines(TEMPLATE)
+    encoded = space.encode(plain["task_arithmetic 0.5"])
+    assert set(encoded.values()) == {0.5}
+    with pytest.raises(NotInSpace, match="ties"):
+        space.encode(plain["ties"])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_works_beside_baselines_outside_the_space(name: str) -> None:
+    categories = name not in NO_CATEGORIES
+    space = SPACES[2] if categories else SPACES[1]
+    sampler = SpaceSampler(SAMPLERS[name](0), space.distributions())
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.tell(study.ask(), 0.1)  # a baseline without parameters
+    seen = set()
+    for number in range(24):
+        trial = study.ask()
+        recipe = space.propose(trial)
+        seen.add(recipe.fingerprint())
+        assert set(trial.params) == set(space.distributions())
+        study.tell(trial, float(number % 7))
+    assert len(seen) == 24
+
+
+def test_cma_es_climbs_and_goes_on_after_a_restart() -> None:
+    space = SPACES[1]
+    study = optuna.create_study(direction="maximize")
+    for trials in (60, 60):  # the second half with a new sampler, as after a resume
+        study.sampler = SpaceSampler(SAMPLERS["cma_es"](len(study.trials)), space.distributions())
+        for _ in range(trials):
+            trial = study.ask()
+            space.propose(trial)
+            study.tell(trial, -sum((v - 0.8) ** 2 for v in trial.params.values()))
+    values = [trial.value or 0.0 for trial in study.trials]
+    assert sum(values[-20:]) / 20 > sum(values[:20]) / 20 / 4
+    generations = [t.system_attrs["cma_es:generation"] for t in study.trials]
+    assert generations == sorted(generations)
+    assert generations[-1] >= 8
+
+
+def test_automatic_choice_follows_the_space() -> None:
+    choose: Callable[..., tuple[str, str]] = choose_sampler
+    assert choose(SPACES[2].distributions(), 300)[0] == "tpe"
+    assert choose(SPACES[1].distributions(), 80)[0] == "gp"
+    assert choose(SPACES[1].distributions(), None)[0] == "cma_es"

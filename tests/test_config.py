@@ -1,0 +1,62 @@
+"""Every mistake in a configuration names its place, the value, and what was expected."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from evomerge.config import BudgetConfig, load_config
+from evomerge.errors import UserError
+from evomerge.searching.groups import Knots
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_quickstart_is_valid() -> None:
+    loaded = load_config(ROOT / "configs" / "quickstart.yaml")
+    assert list(loaded.config.sources) == ["capital", "dial", "sort7", "past"]
+    assert loaded.output().resolve() == ROOT / "results" / "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dtype: float32", "dtpye: float32", "line 9: dtpye: unknown key; did you mean 'dtype'"),
+        ("dtype: float32", "dtype: fp32", "dtype: input should be 'float32', .* got 'fp32'"),
+        ("methods: [task_arithmetic]", "methods: [tise]", "unknown method 'tise'; did you mean"),
+        ("depth: global", "depth: {knot: 3}", "space.depth: expected global, layers"),
+        ("trials: 16", "trials: 0", "budget.trials: .*greater than or equal to 1, got 0"),
+        ("trials: 16", "until: 0730", "expected a clock time in quotes"),
+        ("limit: 16", "limt: 16", "tasks.capital.limt: unknown key; did you mean 'limit'"),
+        ("limit: 16", "weight: -1", "tasks.capital.weight: .*greater than 0, got -1"),
+        ("depth: global", "ranges: {wieght: [0, 1]}", "did you mean 'weight'"),
+        ("depth: global", "ranges: {weight: [1, 0]}", "low < high"),
+        ("depth: global", "ranges: {density: [0, 1]}", "no method of space.methods uses it"),
+        ("depth: global", "ranges: {density: [0, 2]}", "got 2, expected a number from 0 to 1"),
+        ("finalists: 1", "sampler: cmaes", "unknown sampler 'cmaes'; did you mean 'cma_es'"),
+        ("finalists: 1", "finalists: 1\nfinalists: 2", "also stands in line"),
+        ("base:", "bass:", "base: is missing"),
+    ],
+)
+def test_mistakes_are_named(small: Callable[..., Path], old: str, new: str, message: str) -> None:
+    path = small()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        load_config(path)
+
+
+def test_missing_task_folder_is_named(small: Callable[..., Path]) -> None:
+    path = small()
+    path.write_text(path.read_text().replace("/tasks, limit: 16", "/taks, limit: 16"))
+    with pytest.raises(UserError, match=r"tasks.capital.folder: .* is no folder"):
+        load_config(path)
+
+
+def test_depth_and_clock_are_typed(small: Callable[..., Path]) -> None:
+    path = small(depth="{knots: 3}")
+    assert load_config(path).config.space.depth == Knots(count=3)
+    budget = BudgetConfig(until=7 * 60)
+    evening, night = datetime(2026, 1, 1, 18), datetime(2026, 1, 2, 2)
+    assert budget.deadline(evening) == budget.deadline(night) == datetime(2026, 1, 2, 7)
+    assert BudgetConfig().trial_limit() == 100
