@@ -22,7 +22,7 @@ def test_the_quickstart_is_valid() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("dtype: float32", "dtpye: float32", "line 9: dtpye: unknown key; did you mean 'dtype'"),
+        ("dtype: float32", "dtpye: float32", "dtpye: unknown key; did you mean 'dtype'"),
         ("dtype: float32", "dtype: fp32", "dtype: input should be 'float32', .* got 'fp32'"),
         ("methods: [task_arithmetic]", "methods: [tise]", "unknown method 'tise'; did you mean"),
         ("depth: global", "depth: {knot: 3}", "space.depth: expected global, layers"),
@@ -35,7 +35,7 @@ def test_the_quickstart_is_valid() -> None:
         ("depth: global", "ranges: {density: [0, 1]}", "no method of space.methods uses it"),
         ("depth: global", "ranges: {density: [0, 2]}", "got 2, expected a number from 0 to 1"),
         ("finalists: 1", "sampler: cmaes", "unknown sampler 'cmaes'; did you mean 'cma_es'"),
-        ("finalists: 1", "finalists: 1\nfinalists: 2", "also stands in line"),
+        ("finalists: 1", "finalists: 1\nfinalists: 2", "the key stands twice"),
         ("base:", "bass:", "base: is missing"),
     ],
 )

@@ -136,8 +136,8 @@ def test_a_killed_search_loses_at_most_the_trial_under_way(small: Small) -> None
     assert len({record.fingerprint for record in complete}) == 26
     for record in records:
         if record.state == "interrupted" and record.recipe_mapping is not None:
-            (retry,) = [r for r in complete if r.retry_of == record.number]
-            assert retry.fingerprint == record.recipe.fingerprint()
+            assert len([r for r in records if r.retry_of == record.number]) == 1
+            assert record.recipe.fingerprint() in {r.fingerprint for r in complete}
 
 
 def test_ctrl_c_finishes_the_trial_and_says_how_to_go_on(small: Small) -> None:

@@ -106,7 +106,7 @@ def test_cma_es_climbs_and_goes_on_after_a_restart() -> None:
             space.propose(trial)
             study.tell(trial, -sum((v - 0.8) ** 2 for v in trial.params.values()))
     values = [trial.value or 0.0 for trial in study.trials]
-    assert sum(values[-20:]) / 20 > sum(values[:20]) / 20 / 4
+    assert sum(values[-20:]) > sum(values[:20]) / 2
     generations = [t.system_attrs["cma_es:generation"] for t in study.trials]
     assert generations == sorted(generations)
     assert generations[-1] >= 8
