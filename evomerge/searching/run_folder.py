@@ -55,8 +55,10 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
+            owner = self._lock.read().strip()
+            self.close()
             raise UserError(
-                f"{self.path}: another search is running here ({self._lock.read().strip()}); "
+                f"{self.path}: another search is running here ({owner}); "
                 "wait for it, or give this one another `output`"
             ) from None
         self._lock.truncate(0)
