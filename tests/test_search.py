@@ -64,11 +64,13 @@ def test_a_search_runs_to_a_verdict_and_its_export_reloads(small: Small, tmp_pat
     assert first.read_bytes() == second.read_bytes()
 
     answer = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "--model", "hf", "--batch_size", "64"]
-        + ["--model_args", f"pretrained={folder},dtype=float32,softmax_dtype=float32"]
-        + ["--tasks", "capital,past", "--include_path", ".", "--device", "cpu"]
-        + ["--samples", str(folder / "search_documents.json")]
-        + ["--output_path", str(tmp_path / "stock.json")],
+        [
+            *(sys.executable, "-m", "lm_eval", "--model", "hf", "--batch_size", "64"),
+            *("--model_args", f"pretrained={folder},dtype=float32,softmax_dtype=float32"),
+            *("--tasks", "capital,past", "--include_path", ".", "--device", "cpu"),
+            *("--samples", str(folder / "search_documents.json")),
+            *("--output_path", str(tmp_path / "stock.json")),
+        ],
         cwd=TASKS,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
         capture_output=True,
@@ -153,7 +155,7 @@ def test_ctrl_c_finishes_the_trial_and_says_how_to_go_on(small: Small) -> None:
     while len(list(folder.glob("search/*.npz"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with pytest.raises(UserError, match="another search is running here .pid"):
+    with pytest.raises(UserError, match=r"another search is running here .pid"):
         search(config)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
