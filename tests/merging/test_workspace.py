@@ -1,0 +1,127 @@
+"""Recipes in a live model: A, B, A leaves A; mistakes and broken results are named."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from evomerge.errors import CandidateError, UserError
+from evomerge.merging.models import Models, open_models
+from evomerge.merging.plan import merged_tensors, plan_merge
+from evomerge.merging.workspace import Workspace
+from evomerge.recipe import BASE, Model, Recipe, Rule
+
+FAMILY = Path(__file__).parent.parent.parent / "configs" / "quickstart" / "models"
+TEMPLATE = Recipe(
+    base=Model(path=str(FAMILY / "base")),
+    sources={name: Model(path=str(FAMILY / name)) for name in ("dial", "past")},
+    rules=(),
+    dtype="bfloat16",
+)
+ALL = [
+    ("linear", {}),
+    ("slerp", {"t": 0.3}),
+    ("task_arithmetic", {"weight": 0.4}),
+    ("ties", {"density": 0.3}),
+    ("dare_linear", {"density": 0.5}),
+    ("dare_ties", {"density": 0.5}),
+]
+
+
+def recipe(*rules: Rule) -> Recipe:
+    return dataclasses.replace(TEMPLATE, rules=rules)
+
+
+def whole(method: str, **parameters: float) -> Recipe:
+    return recipe(Rule(method=method, sources=("dial", "past"), parameters={**parameters}))
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return open_models(TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def workspace(models: Models) -> Workspace:
+    return Workspace(models, dtype=torch.bfloat16, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("method", "parameters"), ALL, ids=lambda value: str(value))
+def test_live_model_and_writer_get_equal_bits(
+    models: Models, workspace: Workspace, method: str, parameters: dict[str, float]
+) -> None:
+    asked = whole(method, **parameters)
+    workspace.load(asked)
+    assert workspace.holds == asked.fingerprint()
+    live = workspace.model.state_dict()
+    for name, tensor in merged_tensors(asked, models):
+        assert torch.equal(live[name], tensor), name
+
+
+def test_a_then_b_then_a_leaves_a(workspace: Workspace) -> None:
+    first, second = whole("dare_ties", density=0.5), whole("linear")
+    workspace.load(first)
+    before = {name: value.clone() for name, value in workspace.model.state_dict().items()}
+    workspace.load(second)
+    assert any(not torch.equal(v, before[n]) for n, v in workspace.model.state_dict().items())
+    workspace.load(first)
+    assert all(torch.equal(v, before[n]) for n, v in workspace.model.state_dict().items())
+
+
+def test_the_base_passes_through_unchanged(models: Models, workspace: Workspace) -> None:
+    workspace.load(recipe(Rule(method="passthrough", sources=(BASE,))))
+    live = workspace.model.state_dict()
+    for slot in models.layout.slots:
+        assert torch.equal(live[slot], models.read(BASE, slot))
+
+
+def test_different_methods_in_different_groups(models: Models) -> None:
+    mixed = recipe(
+        Rule(method="passthrough", sources=("past",), layers=(0, 1)),
+        Rule(method="linear", sources=("dial",), layers=(2, 3)),
+        Rule(method="passthrough", sources=(BASE,), parts=("embeddings", "final_norm")),
+    )
+    merged = dict(merged_tensors(mixed, models))
+    for slot, tensor in merged.items():
+        layer = slot.split(".")[2] if ".layers." in slot else ""
+        source = {"0": "past", "1": "past", "2": "dial", "3": "dial"}.get(layer, BASE)
+        assert torch.equal(tensor, models.read(source, slot)), slot
+
+
+def test_infinite_weights_are_a_candidate_error_that_names_the_tensor(workspace: Workspace) -> None:
+    with pytest.raises(CandidateError, match=r"tensor model\.embed_tokens\.weight .*infinite"):
+        workspace.load(whole("task_arithmetic", weight=1e39))
+    assert workspace.holds is None
+
+
+LAYERS = Rule(method="linear", sources=("dial",), layers=(0, 1, 2, 3))
+ENDS = Rule(method="linear", sources=("dial",), parts=("embeddings", "final_norm"))
+MISTAKES: list[tuple[Callable[[], Recipe], str]] = [
+    (lambda: recipe(LAYERS), "is covered by no rule"),
+    (lambda: recipe(LAYERS, LAYERS, ENDS), "is covered by layers 0-3, layers 0-3"),
+    (
+        lambda: recipe(LAYERS, ENDS, Rule(method="linear", sources=("dial",), layers=(9,))),
+        "covers no tensor",
+    ),
+    (lambda: whole("tise"), "did you mean 'ties'"),
+    (lambda: whole("ties", densty=0.5), "did you mean 'density'"),
+    (lambda: whole("ties", density=1.5), "1.5"),
+    (lambda: recipe(Rule(method="linear", sources=("dial", "dial"))), "stands twice"),
+    (lambda: recipe(Rule(method="slerp", sources=("dial",))), "slerp"),
+    (
+        lambda: recipe(
+            Rule(method="linear", sources=("dial",), parameters={"weight": {"past": 1.0}})
+        ),
+        "has values for",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), MISTAKES, ids=lambda value: str(value)[:30])
+def test_mistakes_are_raised_by_the_plan(
+    models: Models, make: Callable[[], Recipe], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_merge(make(), models)
