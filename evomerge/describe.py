@@ -49,7 +49,8 @@ def describe_outcome(outcome: "Outcome") -> str:
     """The verdict, or how to go on."""
     if outcome.stopped:
         return f"stopped; the same command goes on. So far: evomerge status {outcome.folder}"
-    return describe_run(outcome.folder) + f"\nexport it: evomerge export {outcome.folder} OUT"
+    text = describe_run(outcome.folder, outcome.storage)
+    return f"{text}\nexport it: evomerge export {outcome.folder} OUT"
 
 
 def describe_run(run: Path, storage: str | None = None) -> str:

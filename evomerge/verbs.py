@@ -58,6 +58,8 @@ class Outcome:
     verdict: Verdict | None
     """None where the search was stopped before its budget was spent."""
     stopped: bool
+    storage: str | None
+    """URL of the study, where it is not in the folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,7 @@ def search(
         old = find_study(storage)
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
             study = open_study(storage, identity(bench))
-            return _run(bench, study, folder, limits, on_progress)
+            return _run(bench, study, folder, loaded.config.storage, limits, on_progress)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
         new = open_study(new_folder.storage(None), identity(bench))
@@ -116,7 +118,7 @@ def search(
         if all(old.user_attrs[IDENTITY][key] == identity(bench)[key] for key in _COMPARABLE):
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
-        return _run(bench, new, new_folder, limits, on_progress)
+        return _run(bench, new, new_folder, None, limits, on_progress)
 
 
 def score(
@@ -197,6 +199,7 @@ def _run(
     bench: Bench,
     study: optuna.Study,
     folder: RunFolder,
+    storage: str | None,
     limits: BudgetConfig,
     on_progress: OnProgress,
 ) -> Outcome:
@@ -253,9 +256,9 @@ def _run(
                 break
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
-        return Outcome(folder=folder.path, verdict=None, stopped=True)
+        return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
     verdict = decide(study, folder, bench.objective, config.seed)
-    return Outcome(folder=folder.path, verdict=verdict, stopped=False)
+    return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
 
 
 def _budget(config: BudgetConfig) -> Budget:

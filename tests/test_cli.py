@@ -65,3 +65,13 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
     code, text = run("status", tmp_path)
     assert code == 1
     assert "expected the output folder of a search" in " ".join(text.split())
+
+
+def test_a_search_in_another_storage(small: Callable[..., Path], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    code, text = run("search", small(f"storage: {url}\n", trials=4))
+    assert code == 0, text
+    assert "4 complete" in text
+    code, text = run("status", tmp_path / "run", "--storage", url)
+    assert code == 0, text
+    assert "4 complete" in text

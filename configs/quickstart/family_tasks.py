@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,12 +103,13 @@ def split(name: str, seed: int) -> Split:
 
 
 def multiple_choice(examples: list[Example], choices: int, seed: int) -> list[dict[str, Any]]:
-    """Documents with the right answer at a random place among answers to other questions."""
+    """Documents with the right answer at a random place among the others nearest in spelling."""
     draw = random.Random(f"choices {seed}")
     answers = sorted({example.answer for example in examples})
     documents = []
     for question, answer in examples:
-        options = draw.sample([other for other in answers if other != answer], choices - 1)
+        likeness = {other: SequenceMatcher(None, other, answer).ratio() for other in answers}
+        options = sorted(answers, key=likeness.__getitem__, reverse=True)[1:choices]
         place = draw.randrange(choices)
         options.insert(place, answer)
         documents.append({"question": question, "choices": options, "answer": place})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge import Recipe, UserError, merge, search
+from evomerge import Recipe, UserError, merge, score, search
 from evomerge.checkpoints.source import INDEX, WEIGHTS, Checkpoint
 from evomerge.checkpoints.writer import new_folder, write_weights
 from evomerge.recipe import Model, Rule
@@ -104,6 +104,18 @@ def test_a_base_without_tokenizer_is_refused(small: Callable[..., Path], tmp_pat
     path.write_text(path.read_text().replace(str(FAMILY / "base"), str(bad)))
     with pytest.raises(UserError, match="has no tokenizer"):
         search(path)
+
+
+def test_a_base_that_needs_remote_code_is_refused(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(FAMILY / "base", bad)
+    edit_config(
+        model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    )(bad)
+    with pytest.raises(UserError, match="custom code"):
+        score(bad, small())
 
 
 @pytest.mark.parametrize(
