@@ -20,7 +20,7 @@ FLOORS = [
     {"assemble", "describe"},
     {"verbs"},
     {"cli"},
-    {"__init__"},
+    {"__init__", "__main__"},
 ]
 BESIDE = {("exporting", "model_card")}
 """Rooms of one floor that may know each other: the first knows the second."""
