@@ -62,7 +62,7 @@ def task_arithmetic(
 def ties(base: Vector, sources: list[Vector], p: Mapping[str, Any], keys: tuple) -> Vector:
     trimmed = []
     for delta, density in zip(deltas(base, sources), p["density"], strict=True):
-        ranked = sorted(range(len(delta)), key=lambda n: (-abs(delta[n]), n))  # noqa: B023
+        ranked = sorted(range(len(delta)), key=lambda n: (-abs(delta[n]), n))
         kept = set(ranked[: math.floor(density * len(delta) + 0.5)])
         trimmed.append([d if n in kept else 0.0 for n, d in enumerate(delta)])
     return elected(base, trimmed, p)
