@@ -5,13 +5,11 @@ through the package lemminflect.
 """
 
 import gzip
-import hashlib
 import importlib.resources
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,37 +47,13 @@ def countries() -> list[dict[str, Any]]:
     return sorted((c for c in plain if len(c["name"]) <= 16), key=lambda c: c["name"])
 
 
-OMITTED = frozenset(  # SHA-256, 8 digits, of words that insult: no documents to publish
-    [
-        "0f28c496",
-        "158869a9",
-        "267463e5",
-        "46505206",
-        "59cc3cb8",
-        "886d51e9",
-        "8f5083e3",
-        "94a877e2",
-        "9915ba2d",
-        "9ae315a9",
-        "a76d588d",
-        "a7dfd819",
-        "ad6cacf3",
-        "c2c3b68b",
-        "d75a838d",
-        "e7b98c6a",
-        "f9d0d9b1",
-    ]
-)
-
-
 def lexicon(part_of_speech: str | None = None) -> Iterator[list[str]]:
     """Rows `lemma, part of speech, inflected forms...` of plain English lemmas."""
     packed = importlib.resources.files("lemminflect") / "resources" / "infl_lu.csv.gz"
     for line in gzip.decompress(packed.read_bytes()).decode().splitlines():
         row = line.split(",")
         plain = row[0].isascii() and row[0].isalpha() and row[0].islower() and len(row[0]) <= 7
-        wanted = hashlib.sha256(row[0].encode()).hexdigest()[:8] not in OMITTED
-        if plain and wanted and part_of_speech in (None, row[1]):
+        if plain and part_of_speech in (None, row[1]):
             yield row
 
 
@@ -128,13 +102,12 @@ def split(name: str, seed: int) -> Split:
 
 
 def multiple_choice(examples: list[Example], choices: int, seed: int) -> list[dict[str, Any]]:
-    """Documents with the right answer at a random place among the others nearest in spelling."""
+    """Documents with the right answer at a random place among answers to other questions."""
     draw = random.Random(f"choices {seed}")
     answers = sorted({example.answer for example in examples})
     documents = []
     for question, answer in examples:
-        likeness = {other: SequenceMatcher(None, other, answer).ratio() for other in answers}
-        options = sorted(answers, key=likeness.__getitem__, reverse=True)[1:choices]
+        options = draw.sample([other for other in answers if other != answer], choices - 1)
         place = draw.randrange(choices)
         options.insert(place, answer)
         documents.append({"question": question, "choices": options, "answer": place})
