@@ -94,7 +94,6 @@ class Method:
     name: str
     title: str
     paper: str
-    """Address of the paper; empty where there is none."""
     formula: str
     parameters: tuple[Parameter, ...]
     coefficients: Coefficients
