@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from evomerge.checkpoints.source import INDEX, WEIGHTS
 from evomerge.errors import UserError
-from evomerge.files import synchronise, write_text
+from evomerge.files import replacing, synchronise, write_text
 
 SHARD_BYTES = 5 * 10**9
 
@@ -84,6 +85,20 @@ def write_weights(
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes one safetensors file, in one step."""
+    with replacing(path) as beside:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """What `write_tensors` wrote; None where there is no whole file."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
 
 
 def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,8 +9,9 @@ import torch
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
+from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.layout import Layout, Slot, read_layout
-from evomerge.methods.statistics import TensorStatistics
+from evomerge.methods.statistics import Compute, TensorStatistics
 from evomerge.recipe import BASE, Recipe
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,7 +26,7 @@ class Models:
     def __init__(self, base: Checkpoint, sources: Mapping[str, Checkpoint], layout: Layout) -> None:
         self.layout = layout
         self.checkpoints: Mapping[str, Checkpoint] = {BASE: base, **sources}
-        self._known: dict[tuple[str, tuple[str, ...]], TensorStatistics] = {}
+        self.kept = KeptStatistics()
         self._held: dict[tuple[str, str], torch.Tensor] = {}
         self._names: dict[str, dict[str, str]] = {}
         for name, checkpoint in self.checkpoints.items():
@@ -55,9 +55,12 @@ class Models:
         keys: tuple[int, ...],
     ) -> TensorStatistics:
         """The statistics of one tensor; what earlier candidates computed of it is kept."""
-        fresh = TensorStatistics(operands=operands, keys=keys)
-        known = self._known.setdefault((slot, sources), TensorStatistics(operands=()))
-        return replace(fresh, grams=known.grams, tables=known.tables, ends=known.ends)
+        names = (BASE, *sources)
+
+        def keep(kind: str, of: tuple[int, ...], compute: Compute) -> Mapping[str, torch.Tensor]:
+            return self.kept.get(kind, slot, tuple(names[operand] for operand in of), compute)
+
+        return TensorStatistics(operands=operands, keys=keys, keep=keep)
 
     def hold(self, device: torch.device, models: Iterable[str]) -> None:
         """Keeps all tensors of these models on a device, so that candidates read no file."""

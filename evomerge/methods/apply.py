@@ -1,24 +1,78 @@
-"""One tensor merged op by op, chunk by chunk: the plain path, and the oracle of compiled ones."""
+"""One tensor merged: its scalars from the method's coefficients, then one pass over its elements.
 
-from collections.abc import Mapping
+`chunked` is the plain pass, op by op on pieces that stay in the cache; it is also the oracle of
+the compiled one (`evomerge.methods.compiled`). No bit of a result depends on the size of a chunk.
+"""
+
+from collections.abc import Callable, Mapping
 
 import torch
 
-from evomerge.methods.method import Method, Scalars, Statistics, Value
+from evomerge.methods.method import Method, Operands, Scalars, Statistics, Value
 
 CHUNK = 2**16
+BLOCK = 2**31
+"""Elements after which positions start again at 0, in the next block."""
+
+Pass = Callable[[Method, torch.Tensor, Operands, Mapping[str, torch.Tensor]], None]
+"""(method, out, operands, scalars): writes the merged elements to `out`.
+
+out and operands are contiguous, of one shape ([n], or [rows, columns]), on one device, in any
+floating type; `position` of the operands holds the first one's, both 0-d.
+"""
 
 
 def scalar_tensors(scalars: Scalars, device: torch.device) -> dict[str, torch.Tensor]:
-    """The numbers of `coefficients` as `combine` takes them: 1-D, int64 or float32."""
-    return {
-        name: torch.tensor(
-            values,
-            dtype=torch.int64 if all(isinstance(v, int) for v in values) else torch.float32,
-            device=device,
+    """The numbers of `coefficients` as `combine` takes them: int32 or float32, on the device.
+
+    One copy to the device for all of a type, since each costs a launch.
+    """
+    placed: dict[str, torch.Tensor] = {}
+    for dtype in (torch.int32, torch.float32):
+        names = [
+            name
+            for name, values in scalars.items()
+            if not isinstance(values, torch.Tensor)
+            and all(isinstance(v, int) for v in values) == (dtype == torch.int32)
+        ]
+        if not names:
+            continue
+        numbers = [value for name in names for value in scalars[name]]
+        sizes = [len(scalars[name]) for name in names]
+        pieces = torch.split(torch.tensor(numbers, dtype=dtype).to(device), sizes)
+        placed |= dict(zip(names, pieces, strict=True))
+    rest = {n: v.to(device, torch.float32) for n, v in scalars.items() if n not in placed}  # type: ignore[union-attr]
+    return placed | rest
+
+
+def chunked(
+    method: Method,
+    out: torch.Tensor,
+    operands: Operands,
+    scalars: Mapping[str, torch.Tensor],
+    chunk: int = CHUNK,
+) -> None:
+    """A `Pass`, op by op. chunk: elements at a time, or at least one row."""
+    rows = out.dim() == 2
+    width = out.shape[1] if rows else 1
+    step = max(1, chunk // max(1, width))
+    for start in range(0, len(out), step):
+        piece = slice(start, start + step)
+        target = out[piece]
+        first = int(operands.position) + start * width
+        index = torch.arange(first, first + target.numel(), device=out.device)
+        cut = Operands(
+            base=operands.base[piece].to(torch.float32),
+            sources=tuple(source[piece].to(torch.float32) for source in operands.sources),
+            position=index.to(torch.int32).view(target.shape),
+            block=operands.block,
+            aids=tuple(aid[piece] for aid in operands.aids),
         )
-        for name, values in scalars.items()
-    }
+        here = {
+            name: values[:, piece] if values.dim() == 3 and values.shape[1] > 1 else values
+            for name, values in scalars.items()
+        }
+        target.copy_(method.combine(cut, here))
 
 
 @torch.no_grad()
@@ -31,31 +85,57 @@ def merge_tensor(
     *,
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-    chunk: int = CHUNK,
+    run: Pass = chunked,
 ) -> torch.Tensor:
-    """The merged tensor, in the shape of the operands, which are of one shape and any dtype.
+    """The merged tensor, in the shape of the operands, which are of one shape and device.
 
-    parameters: from `check_parameters`. out: any view, on any device, that is written and
-    returned; otherwise a new tensor of `out_dtype` (default: the base's dtype) on the base's
-    device. device: where to compute (default: the base's). chunk: elements at a time; no bit of
-    the result depends on it. CandidateError where the method has no result for these parameters.
+    parameters: from `check_parameters`. out: any view on the operands' device, which is written
+    and returned; otherwise a new tensor of `out_dtype` (default: the base's dtype). run: the pass
+    that does the work. CandidateError where the method has no result for these parameters.
     """
-    device = base.device if device is None else device
-    scalars = scalar_tensors(method.coefficients(parameters, statistics), device)
+    device = base.device
     if out is None:
-        out = torch.empty(base.shape, dtype=out_dtype or base.dtype, device=base.device)
+        out = torch.empty(base.shape, dtype=out_dtype or base.dtype, device=device)
+    if method.matrix is not None and base.dim() == 2:
+        return _composed(method, base, parameters, statistics, out)
+    scalars = scalar_tensors(method.coefficients(parameters, statistics), device)
+    aids = method.aids(parameters, statistics) if method.aids is not None else ()
     # A strided view cannot be flattened in place: it is filled at the end, without a second cast.
     whole = (
         out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     )
-    flat = whole.view(-1)
-    operands = [operand.reshape(-1) for operand in (base, *sources)]
-    for start in range(0, flat.numel(), chunk):
-        stop = min(start + chunk, flat.numel())
-        first, *others = (o[start:stop].to(device).to(torch.float32) for o in operands)
-        index = torch.arange(start, stop, device=device)
-        flat[start:stop] = method.combine(first, tuple(others), scalars, index)
+    by_row = any(values.dim() == 3 for values in scalars.values())
+    shape = base.shape if by_row else (-1,)
+    everything = [
+        tensor.reshape(shape) for tensor in (whole, base, *sources, *(a.to(device) for a in aids))
+    ]
+    blocks = 1 if by_row else -(-whole.numel() // BLOCK)  # no method by row asks for positions
+    for block in range(blocks):
+        piece = slice(block * BLOCK, (block + 1) * BLOCK)
+        cut = everything if blocks == 1 else [tensor[piece] for tensor in everything]
+        operands = Operands(
+            base=cut[1],
+            sources=tuple(cut[2 : 2 + len(sources)]),
+            position=torch.zeros((), dtype=torch.int32, device=device),
+            block=torch.full((), block, dtype=torch.int32, device=device),
+            aids=tuple(cut[2 + len(sources) :]),
+        )
+        run(method, cut[0], operands, scalars)
     if whole is not out:
         out.copy_(whole)
     return out
+
+
+def _composed(
+    method: Method,
+    base: torch.Tensor,
+    parameters: Mapping[str, Value],
+    statistics: Statistics,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """A matrix method's tensor: the base plus what its factors compose."""
+    assert method.matrix is not None
+    every = tuple(range(statistics.sources + 1))
+    kept = statistics.once(method.name, every, method.matrix.factors)
+    factors = {name: tensor.to(base.device) for name, tensor in kept.items()}
+    return out.copy_(base.to(torch.float32) + method.matrix.compose(factors, parameters))

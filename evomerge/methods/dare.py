@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import torch
 
-from evomerge.methods.election import NORMALIZE, elect, shares
-from evomerge.methods.masks import uniform
-from evomerge.methods.method import Method, Parameter, Scalars, Statistics, Value
+from evomerge.methods.election import NORMALIZE, divisors, elect
+from evomerge.methods.masks import kept, keys
+from evomerge.methods.method import Method, Operands, Parameter, Scalars, Statistics, Value
 from evomerge.methods.parameters import LAMBDA, WEIGHT, density, flag, number, numbers
 from evomerge.methods.sums import add, weighted_deltas
 
@@ -39,49 +39,33 @@ def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Sc
             weight / share if share > 0 else 0.0
             for weight, share in zip(weights, densities, strict=True)
         )
+    sources = range(1, statistics.sources + 1)
     return {
         "weight": weights,
-        "density": densities,
-        "key": [statistics.key(source) for source in range(1, len(weights) + 1)],
+        **keys([statistics.key(source) for source in sources], densities),
         "lambda": [number(parameters, "lambda")],
     }
 
 
-def _coefficients_with_shares(parameters: Mapping[str, Value], statistics: Statistics) -> Scalars:
-    share = shares(numbers(parameters, "weight"), flag(parameters, "normalize"))
-    return {**_coefficients(parameters, statistics), "share": share}
+def _coefficients_of_ties(parameters: Mapping[str, Value], statistics: Statistics) -> Scalars:
+    election = divisors(numbers(parameters, "weight"), flag(parameters, "normalize"))
+    return {**_coefficients(parameters, statistics), **election}
 
 
-def _survivors(
-    base: torch.Tensor,
-    sources: tuple[torch.Tensor, ...],
-    scalars: Mapping[str, torch.Tensor],
-    index: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    key, share = scalars["key"], scalars["density"]
+def _survivors(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return tuple(
-        torch.where(uniform(key[i], index) < share[i], delta, 0.0)
-        for i, delta in enumerate(weighted_deltas(base, sources, scalars))
+        torch.where(kept(operands, scalars, i), delta, 0.0)
+        for i, delta in enumerate(weighted_deltas(operands, scalars))
     )
 
 
-def _combine_linear(
-    base: torch.Tensor,
-    sources: tuple[torch.Tensor, ...],
-    scalars: Mapping[str, torch.Tensor],
-    index: torch.Tensor,
-) -> torch.Tensor:
-    return base + scalars["lambda"][0] * add(_survivors(base, sources, scalars, index))
+def _combine_linear(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return operands.base + scalars["lambda"][0] * add(_survivors(operands, scalars))
 
 
-def _combine_ties(
-    base: torch.Tensor,
-    sources: tuple[torch.Tensor, ...],
-    scalars: Mapping[str, torch.Tensor],
-    index: torch.Tensor,
-) -> torch.Tensor:
-    votes = _survivors(base, sources, scalars, index)
-    return base + scalars["lambda"][0] * elect(votes, scalars["share"])
+def _combine_ties(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    votes = _survivors(operands, scalars)
+    return operands.base + scalars["lambda"][0] * elect(votes, scalars)
 
 
 DARE_LINEAR = Method(
@@ -102,7 +86,7 @@ DARE_TIES = Method(
     paper="https://arxiv.org/abs/2311.03099",
     formula="w0 + λ Σ of the p_i m_i δ_i / density_i that have the elected sign",
     parameters=(*_PARAMETERS, replace(NORMALIZE, default=False)),
-    coefficients=_coefficients_with_shares,
+    coefficients=_coefficients_of_ties,
     combine=_combine_ties,
     needs_base=True,
     needs=frozenset({"mask"}),

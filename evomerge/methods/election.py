@@ -1,10 +1,10 @@
 """Sign election and disjoint mean of TIES (Yadav et al. 2023, arXiv 2306.01708, section 3.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from evomerge.methods.method import Parameter
+from evomerge.methods.method import Parameter, Scalars
 from evomerge.methods.sums import add
 
 NORMALIZE = Parameter(
@@ -15,22 +15,30 @@ NORMALIZE = Parameter(
 )
 
 
-def shares(weights: Sequence[float], normalize: bool) -> Sequence[float]:
-    """What each source adds to the divisor of `elect` where it agrees."""
-    return [abs(weight) if normalize else 0.0 for weight in weights]
+_SMALLEST = 1e-30  # a divisor where nobody agrees and there is nothing to divide
 
 
-def elect(votes: tuple[torch.Tensor, ...], share: torch.Tensor) -> torch.Tensor:
+def divisors(weights: Sequence[float], normalize: bool) -> Scalars:
+    """What `elect` divides by: the shares of those that agree, or 1."""
+    return {
+        "share": [abs(weight) if normalize else 0.0 for weight in weights],
+        "divisor": [_SMALLEST if normalize else 1.0],
+    }
+
+
+def elect(votes: tuple[torch.Tensor, ...], scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Sum of the votes that have the elected sign, divided by the sum of their shares.
 
     The elected sign of an element is + where the votes sum to 0 or more. A vote of zero agrees
-    with neither sign; a divisor of zero (nobody agrees, or no shares) counts as one.
-    votes: one tensor [n] per source; share: [sources].
+    with neither sign; where nobody agrees the result is 0.
+    votes: one tensor per source; scalars: those of `divisors`.
     """
-    positive = add(votes) >= 0
-    agreeing = tuple(torch.where(positive, vote > 0, vote < 0) for vote in votes)
+    share = scalars["share"]
+    sign = torch.where(add(votes) >= 0, 1.0, -1.0)
+    agreeing = tuple(vote * sign > 0 for vote in votes)
     elected = add(
         tuple(torch.where(agree, vote, 0.0) for agree, vote in zip(agreeing, votes, strict=True))
     )
     divisor = add(tuple(torch.where(agree, share[i], 0.0) for i, agree in enumerate(agreeing)))
-    return elected / torch.where(divisor == 0, 1.0, divisor)
+    # One use of the divisor, and no branch on it, keeps this one pass when it is compiled.
+    return elected / torch.clamp(divisor, min=scalars["divisor"][0])

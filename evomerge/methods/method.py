@@ -7,15 +7,36 @@ slow and the same for every candidate sits in the statistics, so that a candidat
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
 Value = float | bool | tuple[float, ...]
 """A parameter's value: one number, one flag, or one number per source in the rule's order."""
 
-Scalars = Mapping[str, Sequence[float] | Sequence[int]]
-"""What `coefficients` returns: named 1-D sequences; floats become float32, integers int64."""
+Scalars = Mapping[str, Sequence[float] | Sequence[int] | torch.Tensor]
+"""What `coefficients` returns, by name: 1-D sequences (floats become float32, integers int32); or a
+float32 tensor [sources, rows, 1] or [sources, 1, columns], where numbers differ by row or column of
+a 2-D tensor."""
+
+
+class Operands(NamedTuple):
+    """What `combine` reads of one tensor, or of a chunk of it.
+
+    All are of one shape: [n] of the flattened tensor, or [rows, columns] where the scalars differ
+    by row or column.
+    """
+
+    base: torch.Tensor
+    """float32."""
+    sources: tuple[torch.Tensor, ...]
+    """float32, in the rule's order."""
+    position: torch.Tensor
+    """int32: of each element in the flattened tensor, modulo 2^31."""
+    block: torch.Tensor
+    """int32, 0-d: the same divided by 2^31; a chunk never crosses such a boundary."""
+    aids: tuple[torch.Tensor, ...] = ()
+    """What `Method.aids` gave, cut likewise, in its own types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +64,10 @@ class Parameter:
     """Grid on which a search proposes values; None: continuous."""
 
 
+Once = Callable[..., Mapping[str, torch.Tensor]]
+"""(*operands) -> named tensors."""
+
+
 class Statistics(Protocol):
     """What is known of one tensor before any candidate. Operand 0 is the base, i the i-th source
     of the rule."""
@@ -55,6 +80,19 @@ class Statistics(Protocol):
     @property
     def sources(self) -> int:
         """Number of sources of the rule."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        ...
+
+    def once(self, kind: str, of: tuple[int, ...], compute: Once) -> Mapping[str, torch.Tensor]:
+        """What `compute` makes of these operands (0: the base), computed once for a whole run.
+
+        kind names what is computed, in letters, digits and `_`. Results are kept in the run
+        folder, on the CPU; `compute` gets the operands as stored, in their own shape, any device.
+        """
         ...
 
     def gram(self, first: int, second: int) -> float:
@@ -76,15 +114,25 @@ class Statistics(Protocol):
 
 
 Coefficients = Callable[[Mapping[str, Value], Statistics], Scalars]
-Combine = Callable[
-    [torch.Tensor, tuple[torch.Tensor, ...], Mapping[str, torch.Tensor], torch.Tensor],
-    torch.Tensor,
-]
-"""(base [n], sources each [n], scalars, index [n]) -> merged [n].
+Combine = Callable[[Operands, Mapping[str, torch.Tensor]], torch.Tensor]
+"""(operands, scalars) -> merged, float32, in the operands' shape.
 
-base and sources are float32; scalars are 1-D float32 or int64 tensors; index holds the elements'
-int64 positions in the whole flattened tensor, of which the operands may be any chunk.
+Elementwise and in plain torch, so that it compiles into one pass. Scalars are float32 or int32
+tensors, read as `scalars["weight"][i]`.
 """
+
+Aids = Callable[[Mapping[str, Value], Statistics], tuple[torch.Tensor, ...]]
+"""Tensors of the operands' shape that `combine` reads beside them; in a small type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """How a method treats tensors of two dimensions; all others go through `combine`."""
+
+    factors: Once
+    """(base, *sources), each [m, n] -> what candidates are composed of; computed once per run."""
+    compose: Callable[[Mapping[str, torch.Tensor], Mapping[str, Value]], torch.Tensor]
+    """(factors, parameters) -> the merged task vector, float32 [m, n], to be added to the base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +150,8 @@ class Method:
     """The base enters the result (otherwise only shapes and names are taken from it)."""
     minimum_sources: int = 1
     maximum_sources: int | None = None
+    aids: Aids | None = None
+    matrix: Matrix | None = None
     needs: frozenset[Literal["gram", "thresholds", "mask"]] = frozenset()
     """Which statistics `coefficients` asks for."""
 

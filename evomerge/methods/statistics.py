@@ -5,13 +5,15 @@ per source, of which only the ends of a grid of densities are kept.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations_with_replacement
 
 import torch
 
 from evomerge.errors import CandidateError
+from evomerge.methods.method import Once
 
 GRID = 100
 """Ends at densities 0, 1/GRID, …, 1 are kept in a table; those between are found when asked for."""
@@ -24,38 +26,36 @@ End = tuple[float, int]
 """Where a trimmed task vector ends: (magnitude, last_index), see `Statistics.threshold`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DensityTable:
-    """The ends of one task vector on the grid of densities: 1.2 kB, whatever the tensor's size."""
+Compute = Callable[[], Mapping[str, torch.Tensor]]
+Keep = Callable[[str, tuple[int, ...], Compute], Mapping[str, torch.Tensor]]
+"""(kind, of, compute) -> the result of `compute`, now or when it was first asked for."""
 
-    magnitudes: torch.Tensor
-    """float32 [GRID + 1], on the CPU."""
-    last_indexes: torch.Tensor
-    """int64 [GRID + 1], on the CPU."""
 
-    def end(self, cell: int) -> End:
-        """The end at density cell/GRID."""
-        return self.magnitudes[cell].item(), int(self.last_indexes[cell].item())
+def in_memory() -> Keep:
+    """A `Keep` that lasts as long as it is referred to."""
+    known: dict[tuple[str, tuple[int, ...]], Mapping[str, torch.Tensor]] = {}
+
+    def keep(kind: str, of: tuple[int, ...], compute: Compute) -> Mapping[str, torch.Tensor]:
+        if (kind, of) not in known:
+            known[kind, of] = compute()
+        return known[kind, of]
+
+    return keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStatistics:
     """The `Statistics` of one tensor, computed from its operands when asked for.
 
-    Results are put into the three dictionaries. They hold for every recipe with these operands:
-    a caller that keeps them, or fills them beforehand, computes nothing twice.
+    Results go through `keep`. They hold for every recipe with these operands: a caller that keeps
+    them computes nothing twice.
     """
 
     operands: tuple[torch.Tensor, ...]
     """The base, then the sources: of one shape and device, any dtype."""
     keys: tuple[int, ...] = ()
     """One 62-bit mask key per source; only methods with masks ask for them."""
-    grams: dict[tuple[int, int], float] = field(default_factory=dict)
-    """Inner products of the operands (i, j), i ≤ j."""
-    tables: dict[int, DensityTable] = field(default_factory=dict)
-    """Ends on the grid, by source counted from 1."""
-    ends: dict[tuple[int, int], End] = field(default_factory=dict)
-    """Ends beside the grid, by source and number of elements kept."""
+    keep: Keep = field(default_factory=in_memory)
 
     @property
     def elements(self) -> int:
@@ -67,12 +67,24 @@ class TensorStatistics:
         """Number of sources."""
         return len(self.operands) - 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(self.operands[0].shape)
+
+    def once(self, kind: str, of: tuple[int, ...], compute: Once) -> Mapping[str, torch.Tensor]:
+        """See `Statistics.once`."""
+
+        def run() -> Mapping[str, torch.Tensor]:
+            made = compute(*(self.operands[operand].detach() for operand in of))
+            return {name: tensor.cpu() for name, tensor in made.items()}
+
+        return self.keep(kind, of, run)
+
     def gram(self, first: int, second: int) -> float:
         """Inner product of two operands; the first call computes those of all pairs in one pass."""
-        pair = (min(first, second), max(first, second))
-        if pair not in self.grams:
-            self.grams.update(inner_products(self.operands))
-        return self.grams[pair]
+        every = tuple(range(len(self.operands)))
+        return float(self.once("gram", every, inner_products)["gram"][first, second])
 
     def threshold(self, source: int, density: float) -> End:
         """See `Statistics.threshold`. CandidateError where the task vector has NaN or infinity.
@@ -80,32 +92,32 @@ class TensorStatistics:
         The first density on the grid costs one sort, others then nothing; a density beside the
         grid costs a sort of its own, once.
         """
-        kept = kept_elements(density, self.elements)
+        count = kept_elements(density, self.elements)
         cell = round(density * GRID)
-        if kept == kept_elements(cell / GRID, self.elements):
-            if source not in self.tables:
-                grid = [kept_elements(c / GRID, self.elements) for c in range(GRID + 1)]
-                magnitudes, last_indexes = self._ends(source, grid)
-                self.tables[source] = DensityTable(magnitudes=magnitudes, last_indexes=last_indexes)
-            return self.tables[source].end(cell)
-        if (source, kept) not in self.ends:
-            magnitudes, last_indexes = self._ends(source, [kept])
-            self.ends[source, kept] = (magnitudes.item(), int(last_indexes.item()))
-        return self.ends[source, kept]
+        if count == kept_elements(cell / GRID, self.elements):
+            counts = [kept_elements(c / GRID, self.elements) for c in range(GRID + 1)]
+            table = self.once("ends", (0, source), partial(_ends, counts=counts, source=source))
+        else:
+            cell, compute = 0, partial(_ends, counts=[count], source=source)
+            table = self.once(f"end_{count}", (0, source), compute)
+        return table["magnitudes"][cell].item(), int(table["last_indexes"][cell].item())
 
     def key(self, source: int) -> int:
         """62-bit key of the source's random mask."""
         return self.keys[source - 1]
 
-    def _ends(self, source: int, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        base, tensor = (self.operands[i].detach().flatten().float() for i in (0, source))
-        magnitudes = (tensor - base).abs_()
-        if self.elements and not magnitudes.max().isfinite():
-            raise CandidateError(
-                f"source {source} minus the base has NaN or infinite entries, which cannot be"
-                " ranked by magnitude; check that source's file, or leave the source out"
-            )
-        return ends_of_largest(magnitudes, counts)
+
+def _ends(
+    base: torch.Tensor, tensor: torch.Tensor, *, counts: Sequence[int], source: int
+) -> dict[str, torch.Tensor]:
+    magnitudes = (tensor.flatten().float() - base.flatten().float()).abs_()
+    if magnitudes.numel() and not magnitudes.max().isfinite():
+        raise CandidateError(
+            f"source {source} minus the base has NaN or infinite entries, which cannot be"
+            " ranked by magnitude; check that source's file, or leave the source out"
+        )
+    ends, last_indexes = ends_of_largest(magnitudes, counts)
+    return {"magnitudes": ends, "last_indexes": last_indexes}
 
 
 def kept_elements(density: float, elements: int) -> int:
@@ -135,16 +147,19 @@ def ends_of_largest(
     return ends, last_indexes
 
 
-def inner_products(operands: Sequence[torch.Tensor]) -> dict[tuple[int, int], float]:
-    """⟨x_i, x_j⟩ of flattened tensors for all i ≤ j, in float64, the same for any thread count."""
-    flat = [operand.detach().flatten() for operand in operands]
+def inner_products(*operands: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"gram": ⟨x_i, x_j⟩} of flattened tensors, float64; the same for any thread count."""
+    flat = [operand.flatten() for operand in operands]
     pairs = list(combinations_with_replacement(range(len(flat)), 2))
     partial_sums: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
     for pieces in zip(*(torch.split(operand, _CHUNK) for operand in flat), strict=True):
         doubles = [_rows(piece.double()) for piece in pieces]
         for i, j in pairs:
             partial_sums[i, j] += (doubles[i] * doubles[j]).sum(dim=1).tolist()
-    return {pair: math.fsum(sums) for pair, sums in partial_sums.items()}
+    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for (i, j), sums in partial_sums.items():
+        gram[i, j] = gram[j, i] = math.fsum(sums)
+    return {"gram": gram}
 
 
 def _rows(piece: torch.Tensor) -> torch.Tensor:

@@ -7,28 +7,23 @@ from collections.abc import Mapping
 
 import torch
 
+from evomerge.methods.method import Operands
+
 
 def add(terms: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Sum of one or more tensors of one shape, from left to right."""
     return sum(terms[1:], start=terms[0])
 
 
-def weighted_sources(
-    base: torch.Tensor,
-    sources: tuple[torch.Tensor, ...],
-    scalars: Mapping[str, torch.Tensor],
-    index: torch.Tensor,
-) -> torch.Tensor:
+def weighted_sources(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Σ weight_i w_i: any method whose result lies in the span of its sources."""
     weight = scalars["weight"]
-    return add(tuple(weight[i] * source for i, source in enumerate(sources)))
+    return add(tuple(weight[i] * source for i, source in enumerate(operands.sources)))
 
 
 def weighted_deltas(
-    base: torch.Tensor,
-    sources: tuple[torch.Tensor, ...],
-    scalars: Mapping[str, torch.Tensor],
+    operands: Operands, scalars: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     """weight_i δ_i for each source, with the task vector δ_i = w_i − w0."""
     weight = scalars["weight"]
-    return tuple(weight[i] * (source - base) for i, source in enumerate(sources))
+    return tuple(weight[i] * (source - operands.base) for i, source in enumerate(operands.sources))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from evomerge.methods.method import Method, Scalars, Statistics, Value
+from evomerge.methods.method import Method, Operands, Scalars, Statistics, Value
 from evomerge.methods.parameters import LAMBDA, WEIGHT, number, numbers
 from evomerge.methods.sums import add, weighted_deltas
 
@@ -16,13 +16,8 @@ def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Sc
     return {"weight": numbers(parameters, "weight"), "lambda": [number(parameters, "lambda")]}
 
 
-def _combine(
-    base: torch.Tensor,
-    sources: tuple[torch.Tensor, ...],
-    scalars: Mapping[str, torch.Tensor],
-    index: torch.Tensor,
-) -> torch.Tensor:
-    return base + scalars["lambda"][0] * add(weighted_deltas(base, sources, scalars))
+def _combine(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return operands.base + scalars["lambda"][0] * add(weighted_deltas(operands, scalars))
 
 
 TASK_ARITHMETIC = Method(

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 
 import torch
 
-from evomerge.methods.election import NORMALIZE, elect, shares
-from evomerge.methods.method import Method, Scalars, Statistics, Value
+from evomerge.methods.election import NORMALIZE, divisors, elect
+from evomerge.methods.method import Method, Operands, Scalars, Statistics, Value
 from evomerge.methods.parameters import LAMBDA, WEIGHT, density, flag, number, numbers
+from evomerge.methods.trimming import cuts, largest
 
 
 def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Scalars:
@@ -26,33 +27,18 @@ def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Sc
     ]
     return {
         "weight": weights,
-        "share": shares(weights, flag(parameters, "normalize")),
-        "magnitude": [magnitude for magnitude, _ in ends],
-        "last_index": [last_index for _, last_index in ends],
+        **divisors(weights, flag(parameters, "normalize")),
+        **cuts(ends),
         "lambda": [number(parameters, "lambda")],
     }
 
 
-def _trimmed(
-    delta: torch.Tensor, magnitude: torch.Tensor, last_index: torch.Tensor, index: torch.Tensor
-) -> torch.Tensor:
-    size = delta.abs()
-    kept = (size > magnitude) | ((size == magnitude) & (index <= last_index))
-    return torch.where(kept, delta, 0.0)
-
-
-def _combine(
-    base: torch.Tensor,
-    sources: tuple[torch.Tensor, ...],
-    scalars: Mapping[str, torch.Tensor],
-    index: torch.Tensor,
-) -> torch.Tensor:
-    weight, magnitude, last = scalars["weight"], scalars["magnitude"], scalars["last_index"]
+def _combine(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
     votes = tuple(
-        weight[i] * _trimmed(source - base, magnitude[i], last[i], index)
-        for i, source in enumerate(sources)
+        torch.where(largest(delta, operands, scalars, i), delta * scalars["weight"][i], 0.0)
+        for i, delta in enumerate(source - operands.base for source in operands.sources)
     )
-    return base + scalars["lambda"][0] * elect(votes, scalars["share"])
+    return operands.base + scalars["lambda"][0] * elect(votes, scalars)
 
 
 TIES = Method(

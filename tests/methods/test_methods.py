@@ -1,6 +1,7 @@
 """Contract tests over every row of METHODS, identities, and plain loops as oracles."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 
 from evomerge.errors import CandidateError, UserError
 from evomerge.methods import METHODS, look_up
-from evomerge.methods.apply import merge_tensor
-from evomerge.methods.masks import uniform
-from evomerge.methods.method import Method, Value
+from evomerge.methods.apply import chunked, merge_tensor, scalar_tensors
+from evomerge.methods.masks import keys, uniform
+from evomerge.methods.method import Method, Operands, Value
 from evomerge.methods.parameters import check_parameters
 from evomerge.methods.statistics import TensorStatistics
 from evomerge.seeding import mask_key
@@ -30,6 +31,17 @@ def make(
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator).to(dtype) for _ in range(sources + 1)]
+
+
+def random_numbers(key: int, elements: int) -> torch.Tensor:
+    empty = torch.empty(0)
+    operands = Operands(
+        base=empty,
+        sources=(empty,),
+        position=torch.arange(elements, dtype=torch.int32),
+        block=torch.zeros((), dtype=torch.int32),
+    )
+    return uniform(operands, scalar_tensors(keys([key], [1.0]), torch.device("cpu")), 0)
 
 
 def run(name: str, operands: list[torch.Tensor], seed: int = 0, **given_: object) -> torch.Tensor:
@@ -81,7 +93,14 @@ def test_same_key_same_bits_whatever_the_chunk(method: Method) -> None:
     parameters = check_parameters(method, {}, count(method))
     statistics = TensorStatistics(operands=tuple(operands), keys=(5, 6, 7)[: count(method)])
     results = [
-        merge_tensor(method, operands[0], tuple(operands[1:]), parameters, statistics, chunk=chunk)
+        merge_tensor(
+            method,
+            operands[0],
+            tuple(operands[1:]),
+            parameters,
+            statistics,
+            run=partial(chunked, chunk=chunk),
+        )
         for chunk in (7, 64, 10_000)
     ]
     assert torch.equal(results[0], results[1])
@@ -204,10 +223,9 @@ def test_density_is_exact_where_thousands_of_entries_tie() -> None:
 def test_dare_agrees_with_plain_loops() -> None:
     base, *sources = make((40,), 2, seed=4)
     keys = [mask_key(9, "tensor", str(n)) for n in (1, 2)]
-    index = torch.arange(40)
     expected = base.clone()
     for source, key, p in zip(sources, keys, [0.3, 0.8], strict=True):
-        for n, u in enumerate(uniform(torch.tensor(key), index).tolist()):
+        for n, u in enumerate(random_numbers(key, 40).tolist()):
             if u < 0.4:
                 expected[n] += p * (source[n] - base[n]) / 0.4
     got = run("dare_linear", [base, *sources], seed=9, weight=[0.3, 0.8], density=0.4)
@@ -224,8 +242,7 @@ def test_dare_has_the_mean_and_variance_of_its_paper() -> None:
 
 
 def test_masks_are_uniform_and_independent() -> None:
-    index = torch.arange(200_000)
-    first, second = (uniform(torch.tensor(mask_key(0, "t", s)), index) for s in "ab")
+    first, second = (random_numbers(mask_key(0, "t", s), 200_000) for s in "ab")
     assert first.min() >= 0
     assert first.max() < 1
     bins = torch.histc(first, 64, 0, 1)
@@ -235,7 +252,7 @@ def test_masks_are_uniform_and_independent() -> None:
 
 
 def test_masks_never_change_between_versions() -> None:
-    found = uniform(torch.tensor(mask_key(0, "model.norm.weight", "a")), torch.arange(4))
+    found = random_numbers(mask_key(0, "model.norm.weight", "a"), 4)
     assert [round(x, 6) for x in found.tolist()] == PINNED
 
 

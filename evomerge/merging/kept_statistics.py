@@ -1,0 +1,55 @@
+"""Statistics of tensors, computed once per run and kept in its folder.
+
+One small safetensors file per tensor, kind and set of models: several processes may fill the same
+folder, and a file that was cut off is computed again.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from evomerge.checkpoints.writer import read_tensors, write_tensors
+from evomerge.methods.statistics import Compute
+
+
+class KeptStatistics:
+    """Results by kind, tensor and models; in memory, and in a folder where one is given.
+
+    hashes: of each model's weights, by name; a file is only used for models of equal hashes.
+    """
+
+    def __init__(self, folder: Path | None = None, hashes: Mapping[str, str] | None = None) -> None:
+        self._folder = folder
+        self._hashes = hashes or {}
+        self._known: dict[tuple[str, str, tuple[str, ...]], Mapping[str, torch.Tensor]] = {}
+
+    def get(
+        self, kind: str, slot: str, models: tuple[str, ...], compute: Compute
+    ) -> Mapping[str, torch.Tensor]:
+        """What is known, else what the folder holds, else what `compute` returns."""
+        key = (kind, slot, models)
+        if key not in self._known:
+            self._known[key] = self._read(key) or self._made(key, compute)
+        return self._known[key]
+
+    def _made(
+        self, key: tuple[str, str, tuple[str, ...]], compute: Compute
+    ) -> Mapping[str, torch.Tensor]:
+        made = compute()
+        if (path := self._path(*key)) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, made)
+        return made
+
+    def _read(self, key: tuple[str, str, tuple[str, ...]]) -> Mapping[str, torch.Tensor] | None:
+        path = self._path(*key)
+        return None if path is None else read_tensors(path)
+
+    def _path(self, kind: str, slot: str, models: tuple[str, ...]) -> Path | None:
+        if self._folder is None:
+            return None
+        text = " ".join(self._hashes[model] for model in models)
+        group = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._folder / f"{kind}-{group}" / f"{slot}.safetensors"
