@@ -19,9 +19,13 @@ from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
 from evomerge.config import LoadedConfig, OverrideConfig, TaskConfig, range_of
 from evomerge.errors import CandidateError, UserError
+from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes
+from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
+from evomerge.methods.apply import Pass
+from evomerge.methods.compiled import choose_pass
 from evomerge.methods.method import Parameter
 from evomerge.recipe import BASE, DType, Model, Recipe
 from evomerge.scoring.documents import Split, split_documents
@@ -35,6 +39,8 @@ from evomerge.searching.space import Range, SearchSpace
 
 Documents = Mapping[str, Sequence[int]]
 """Task -> numbers of its documents."""
+
+Evaluate = Callable[[Recipe, Documents | Side], tuple[Scorecard, Mapping[str, float]]]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +59,10 @@ class Bench:
     space: SearchSpace
     memory: MemoryPlan
     device: torch.device
+    run: Pass
+    """What merges a tensor: the compiled pass, or the plain one."""
+    pass_reason: str
+    """Which of the two, and why."""
 
     def documents(self, side: Side) -> dict[str, tuple[int, ...]]:
         """Task -> numbers of the documents on one side of the split."""
@@ -89,6 +99,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
     }
     template = _with_hashes(template, models, hashes)
     slots = models.layout.slots.values()
+    elements = sum(math.prod(slot.shape) for slot in slots)
+    run, reason = choose_pass(device, elements, config.compile)
     return Bench(
         loaded=loaded,
         template=template,
@@ -100,28 +112,35 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         memory=MemoryPlan(
             model_bytes=sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in slots),
             operand_bytes=models.bytes(),
-            free_bytes=free_bytes(device),
+            free_bytes=free_bytes(device, spread=config.device == "spread"),
+            host_free_bytes=free_bytes(torch.device("cpu")),
             device=str(device),
+            wanted=config.placement,
         ),
         device=device,
+        run=run,
+        pass_reason=reason,
     )
 
 
-def evaluator(
-    bench: Bench,
-) -> Callable[[Recipe, Documents | Side], tuple[Scorecard, Mapping[str, float]]]:
+def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     """Loads the live model and returns the function that makes and scores candidates in it.
 
-    It takes a recipe, and a side of the split or the documents to score; it returns the scores
-    and the seconds by phase (merge, score).
+    statistics: the folder that keeps what is computed of tensors once per run. The function takes
+    a recipe, and a side of the split or the documents to score; it returns the scores and the
+    seconds by phase (merge, score).
     """
-    if bench.memory.resident:
-        bench.models.hold(bench.device, bench.models.checkpoints)
+    config = bench.loaded.config
+    hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
+    bench.models.kept = KeptStatistics(statistics, hashes)
+    bench.models.hold(bench.memory.placement, bench.device)
     workspace = Workspace(
         bench.models,
         dtype=getattr(torch, bench.template.dtype),
         device=bench.device,
-        trust_remote_code=bench.loaded.config.trust_remote_code,
+        device_map="auto" if config.device == "spread" else None,
+        trust_remote_code=config.trust_remote_code,
+        run=bench.run,
     )
 
     def evaluate(
@@ -132,7 +151,7 @@ def evaluator(
             workspace.load(recipe)
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory while merging: {error}") from error
-        _wait_for(bench.device)
+        wait_for(bench.device)
         merged = time.perf_counter()
         which = bench.documents(documents) if isinstance(documents, str) else documents
         scorecard = bench.harness.score(workspace.model, which)
@@ -314,9 +333,3 @@ def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:
 
 def _plain(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
     return {key: v for key, v in dataclasses.asdict(value).items() if key not in without}
-
-
-def _wait_for(device: torch.device) -> None:
-    """So that seconds are counted where they are spent."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

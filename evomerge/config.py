@@ -14,7 +14,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.architectures import LAYER_PARTS, PARTS
 from evomerge.errors import UserError, did_you_mean
+from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
+from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, DType, Model, parse_layers
 from evomerge.searching.groups import Blocks, Depth, Ends, Knots
 from evomerge.searching.samplers import SAMPLERS
@@ -212,6 +214,8 @@ class SearchConfig:
     seed: int = 0
     dtype: DType | None = None
     device: str = "auto"
+    placement: Placement | None = None
+    compile: Compile = "auto"
     batch_size: Count = 64
     threads: Count | None = None
     storage: str | None = None

@@ -34,7 +34,12 @@ def describe_check(found: "Check") -> str:
         f"space    {found.parameters} parameters; methods {methods}; groups {places}",
         f"sampler  {found.sampler[0]}: {found.sampler[1]}",
         f"memory   {bench.memory.sentence()}",
+        f"merging  {bench.pass_reason}",
     ]
+    lines += [f"         {each.sentence()}" for each in found.throughput]
+    if (seconds := found.seconds_per_candidate()) is not None:
+        kept = "" if bench.memory.placement == "device" else ", if the operands were in memory"
+        lines.append(f"         about {seconds:.2g} s per candidate{kept}")
     if found.seconds_per_trial is not None:
         count = found.forecast()
         seconds = found.seconds_per_trial

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import optuna
+import torch
 from optuna.distributions import CategoricalDistribution
 
 from evomerge.assemble import Bench, asked, dtype_of, evaluator, identity, prepare
@@ -17,9 +18,11 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.environment import environment
 from evomerge.errors import UserError
 from evomerge.files import write_text
+from evomerge.merging.throughput import Throughput, measure
+from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
-from evomerge.searching.baselines import baselines
+from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_holdout, to_score
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
@@ -72,7 +75,15 @@ class Check:
     """(name, reason)."""
     seconds_per_trial: float | None
     """Extrapolated from a probe; None without one."""
+    throughput: tuple[Throughput, ...]
+    """Of each method of the space; none without a probe."""
     budget: Budget
+
+    def seconds_per_candidate(self) -> float | None:
+        """To make a candidate of the whole model with the slowest method; None without a probe."""
+        memory = self.bench.memory
+        size = memory.model_bytes + memory.operand_bytes
+        return max((size / each.bytes_per_second for each in self.throughput), default=None)
 
     def forecast(self) -> int | None:
         """Trials that the budget allows; None where neither is known."""
@@ -160,6 +171,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
         parameters=len(distributions),
         sampler=_sampler_choice(bench, budget),
         seconds_per_trial=_probe(bench) if probe else None,
+        throughput=_throughput(bench) if probe else (),
         budget=budget,
     )
 
@@ -211,7 +223,7 @@ def _run(
     back = take_up_interrupted(study)
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
-    enqueue_baselines(study, bench.space, baselines(bench.template))
+    enqueue_baselines(study, bench.space, baselines(bench.template, bench.space.methods))
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
@@ -220,13 +232,21 @@ def _run(
     study.set_user_attr(TASKS, asked(bench))
     targets = bench.objective.targets.items()
     study.set_user_attr(OBJECTIVE, {task: dataclasses.asdict(target) for task, target in targets})
-    start = {**environment(), "sampler": sampler, "reason": reason, "trials before": done}
+    start = {
+        **environment(),
+        "sampler": sampler,
+        "reason": reason,
+        "trials before": done,
+        "memory": bench.memory.sentence(),
+        "merging": bench.pass_reason,
+    }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
+    log.info("merging: %s", bench.pass_reason)
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
-    evaluate = evaluator(bench)
+    evaluate = evaluator(bench, folder.statistics)
     progress = Progress(budget=budget)
     for record in read_trials(study):
         progress.add(record, earlier=True)
@@ -280,13 +300,23 @@ def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     return name, "as configured"
 
 
+def _throughput(bench: Bench) -> tuple[Throughput, ...]:
+    dtype, count = getattr(torch, bench.template.dtype), len(bench.template.sources)
+    return tuple(
+        measure(method, count, dtype, bench.device, bench.run)
+        for method in bench.space.methods
+        if METHODS[method].matrix is None
+    )
+
+
 def _probe(bench: Bench) -> float:
     """Seconds of one trial on the search documents, extrapolated from a few of them."""
     few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
-    recipe = baselines(bench.template)["linear"]
+    plain = baselines(bench.template)
+    first, second = plain["linear"], plain[f"task_arithmetic {SCALES[0]:g}"]
     evaluate = evaluator(bench)
-    evaluate(recipe, few)
-    _, seconds = evaluate(dataclasses.replace(recipe, seed=recipe.seed + 1), few)
+    evaluate(first, few)
+    _, seconds = evaluate(second, few)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
     return seconds["merge"] + seconds["score"] / share
 

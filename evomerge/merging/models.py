@@ -1,7 +1,7 @@
 """The base and its sources, opened together: every tensor under one name, one shape."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.layout import Layout, Slot, read_layout
+from evomerge.merging.placement import Placement
 from evomerge.methods.statistics import Compute, TensorStatistics
 from evomerge.recipe import BASE, Recipe
 
@@ -62,11 +63,21 @@ class Models:
 
         return TensorStatistics(operands=operands, keys=keys, keep=keep)
 
-    def hold(self, device: torch.device, models: Iterable[str]) -> None:
-        """Keeps all tensors of these models on a device, so that candidates read no file."""
-        for model in models:
+    def hold(self, placement: Placement, device: torch.device) -> None:
+        """Keeps all tensors of all models in a device's memory, or pinned in the host's.
+
+        Nothing to do for `files`. So candidates read no file.
+        """
+        if placement == "files":
+            return
+        for model in self.checkpoints:
             for slot in self.layout.slots:
-                self._held[model, slot] = self._stored(model, slot).to(device)
+                stored = self._stored(model, slot)
+                on_gpu = device.type == "cuda"
+                if placement == "host":
+                    self._held[model, slot] = stored.pin_memory() if on_gpu else stored.clone()
+                else:
+                    self._held[model, slot] = stored.to(device) if on_gpu else stored.clone()
 
     def bytes(self) -> int:
         """Bytes of all tensors of base and sources, as stored."""

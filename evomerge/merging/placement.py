@@ -2,10 +2,22 @@
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-_RESERVE = 0.8  # share of the free memory that operands and model together may take
+_RESERVE = 0.8  # of free memory; the rest is for activations, key/value caches and fragments
+_GIB = 2**30
+
+Placement = Literal["device", "host", "files"]
+"""Base and sources in the device's memory; in pinned host memory, streamed to the device; or in
+their memory-mapped files."""
+
+_WORDS: dict[Placement, str] = {
+    "device": "kept in its memory",
+    "host": "in pinned host memory, streamed tensor by tensor",
+    "files": "read from the files for each candidate",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,32 +27,46 @@ class MemoryPlan:
     model_bytes: int
     operand_bytes: int
     free_bytes: int
+    """On the device, or on all of them where the model is spread."""
+    host_free_bytes: int
     device: str
+    wanted: Placement | None = None
+    """What the user asked for, instead of what fits."""
 
     @property
-    def resident(self) -> bool:
-        """Whether all operands stay on the device; otherwise they are read from the files."""
-        return self.model_bytes + self.operand_bytes <= _RESERVE * self.free_bytes
+    def placement(self) -> Placement:
+        """The fastest place with room for base and sources, unless one was asked for."""
+        if self.wanted is not None:
+            return self.wanted
+        if self.model_bytes + self.operand_bytes <= _RESERVE * self.free_bytes:
+            return "device"
+        on_gpu = self.device != "cpu"
+        if on_gpu and self.operand_bytes <= _RESERVE * self.host_free_bytes:
+            return "host"
+        return "files"
 
     def sentence(self) -> str:
         """The plan in words, in GiB."""
-        gib = 2**30
-        place = "kept in its memory" if self.resident else "read from the files for each candidate"
+        why = "" if self.wanted is None else ", as configured"
         return (
-            f"{self.device}: live model {self.model_bytes / gib:.2f} GiB, base and sources "
-            f"{self.operand_bytes / gib:.2f} GiB {place}; {self.free_bytes / gib:.1f} GiB free"
+            f"{self.device}: live model {self.model_bytes / _GIB:.2f} GiB, base and sources "
+            f"{self.operand_bytes / _GIB:.2f} GiB {_WORDS[self.placement]}{why}; "
+            f"{self.free_bytes / _GIB:.1f} GiB free"
         )
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: the first CUDA device, or the CPU where there is none."""
-    if name == "auto":
+    """`auto`: the first CUDA device, or the CPU where there is none. `spread` likewise: inputs go
+    to the first device of a model that is spread over all."""
+    if name in ("auto", "spread"):
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on a device (CPU: without swapping)."""
+def free_bytes(device: torch.device, *, spread: bool = False) -> int:
+    """Memory that can still be taken on a device (CPU: without swapping), or on all GPUs."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        count = torch.cuda.device_count() if spread else 1
+        devices = [torch.device("cuda", n) for n in range(count)] if spread else [device]
+        return sum(torch.cuda.mem_get_info(each)[0] for each in devices)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

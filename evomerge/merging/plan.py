@@ -1,32 +1,21 @@
 """A recipe and opened models -> one job per tensor; every mistake in a recipe is raised here."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 
 from evomerge.architectures import place
 from evomerge.errors import CandidateError, UserError
+from evomerge.merging.feed import feed
+from evomerge.merging.job import Job
 from evomerge.merging.layout import Slot
 from evomerge.merging.models import Models
 from evomerge.methods import look_up
-from evomerge.methods.apply import merge_tensor
+from evomerge.methods.apply import Pass, chunked, merge_tensor
 from evomerge.methods.method import Method, Value
 from evomerge.methods.parameters import check_parameters
-from evomerge.recipe import BASE, Recipe, Rule
+from evomerge.recipe import Recipe, Rule
 from evomerge.seeding import mask_key
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """How one tensor is made."""
-
-    slot: Slot
-    method: Method | None
-    """None: copied from the base (tensors that hold no floating-point numbers)."""
-    sources: tuple[str, ...]
-    parameters: Mapping[str, Value]
-    keys: tuple[int, ...]
 
 
 def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
@@ -67,16 +56,22 @@ def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
-def merge_job(job: Job, models: Models, *, out: torch.Tensor | None = None) -> torch.Tensor:
+def merge_job(
+    job: Job,
+    models: Models,
+    operands: tuple[torch.Tensor, ...],
+    *,
+    out: torch.Tensor | None = None,
+    run: Pass = chunked,
+) -> torch.Tensor:
     """Makes one tensor; the one function that makes weights.
 
-    `out`, a view into a live model, is filled and returned; otherwise a new tensor of the slot's
-    type. NaN and infinity are let through: see `check_finite`.
+    operands: base and sources, on one device, as `feed` brings them. `out`, a view into a live
+    model, is filled and returned; otherwise a new tensor of the slot's type. NaN and infinity are
+    let through: see `check_finite`.
     """
     if job.method is None:
-        base = models.read(BASE, job.slot.name)
-        return base if out is None else out.copy_(base)
-    operands = models.operands(job.slot.name, job.sources)
+        return operands[0] if out is None else out.copy_(operands[0])
     return merge_tensor(
         job.method,
         operands[0],
@@ -85,16 +80,21 @@ def merge_job(job: Job, models: Models, *, out: torch.Tensor | None = None) -> t
         models.statistics(job.slot.name, job.sources, operands, job.keys),
         out=out,
         out_dtype=job.slot.dtype,
+        run=run,
     )
 
 
-def merged_tensors(recipe: Recipe, models: Models) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_tensors(
+    recipe: Recipe, models: Models, device: torch.device | None = None, run: Pass = chunked
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the whole merged model, one at a time, for a writer.
 
-    CandidateError at a tensor that is not finite.
+    device: where to compute (default: the CPU). CandidateError at a tensor that is not finite.
     """
-    for job in plan_merge(recipe, models):
-        merged = merge_job(job, models)
+    jobs = plan_merge(recipe, models)
+    places = dict.fromkeys((job.slot.name for job in jobs), device or torch.device("cpu"))
+    for job, operands in feed(jobs, models, places):
+        merged = merge_job(job, models, operands, run=run)
         check_finite({job.slot.name: merged.isfinite().all()})
         yield job.slot.name, merged
 
@@ -131,10 +131,11 @@ def _resolve(rule: Rule, models: Models) -> tuple[Method, dict[str, Value]]:
 
 def _job(slot: Slot, recipe: Recipe, rule: Rule, resolved: tuple[Method, dict[str, Value]]) -> Job:
     method, parameters = resolved
+    keys = tuple(mask_key(recipe.seed, slot.name, source) for source in rule.sources)
     return Job(
         slot=slot,
         method=method if slot.dtype.is_floating_point else None,
         sources=rule.sources,
         parameters=parameters,
-        keys=tuple(mask_key(recipe.seed, slot.name, source) for source in rule.sources),
+        keys=keys if "mask" in method.needs else (),
     )

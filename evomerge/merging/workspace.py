@@ -1,12 +1,17 @@
 """The live model: loaded once, then overwritten in place by one candidate after the other."""
 
+from collections.abc import Mapping
+
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evomerge.errors import UserError
+from evomerge.errors import CandidateError, UserError
+from evomerge.merging.feed import feed
+from evomerge.merging.job import Job
 from evomerge.merging.layout import live_views
 from evomerge.merging.models import Models
 from evomerge.merging.plan import check_finite, merge_job, plan_merge
+from evomerge.methods.apply import Pass, chunked
 from evomerge.recipe import BASE, Recipe
 
 
@@ -22,25 +27,37 @@ class Workspace:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        device_map: str | Mapping[str, str | int] | None = None,
         trust_remote_code: bool = False,
+        run: Pass = chunked,
     ) -> None:
+        """device_map: spreads the model over devices, as accelerate does (`auto`, or a mapping
+        from modules); `device` is then not used."""
         folder = models.checkpoints[BASE].folder
         try:
             self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                device_map=device_map,
             )
         except (ValueError, OSError, KeyError, ImportError) as error:
             raise UserError(f"base ({folder}): transformers cannot load it: {error}") from error
-        self.model.to(device)  # type: ignore[arg-type]
+        if device_map is None:
+            self.model.to(device)  # type: ignore[arg-type]
         self.model.train(False)
         self.holds: str | None = None
         """Fingerprint of the recipe whose weights are in the model; None while it is written."""
         self._models = models
+        self._run = run
         self._views = live_views(self.model, models.layout)
+        self._devices = {name: view.device for name, view in self._views.items()}
+        self._written: dict[str, Job] = {}
 
     @torch.no_grad()
     def load(self, recipe: Recipe) -> None:
-        """Makes the recipe's weights in the live model; nothing to do where it holds them.
+        """Makes the recipe's weights in the live model, and only those that are not there yet.
 
         UserError for a mistake in the recipe, before anything is written; CandidateError for
         weights with NaN or infinity. After an error the model holds no recipe.
@@ -50,10 +67,18 @@ class Workspace:
             return
         jobs = plan_merge(recipe, self._models)
         self.holds = None
+        changed = [job for job in jobs if self._written.get(job.slot.name) != job]
         finite = {}
-        for job in jobs:
-            view = self._views[job.slot.name]
-            merge_job(job, self._models, out=view)
-            finite[job.slot.name] = view.isfinite().all()
-        check_finite(finite)
+        for job, operands in feed(changed, self._models, self._devices):
+            name = job.slot.name
+            view = self._views[name]
+            self._written.pop(name, None)
+            merge_job(job, self._models, operands, out=view, run=self._run)
+            finite[name] = view.isfinite().all().to(self.model.device)
+            self._written[name] = job
+        try:
+            check_finite(finite)
+        except CandidateError:
+            self._written.clear()
+            raise
         self.holds = fingerprint

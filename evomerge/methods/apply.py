@@ -41,8 +41,18 @@ def scalar_tensors(scalars: Scalars, device: torch.device) -> dict[str, torch.Te
         sizes = [len(scalars[name]) for name in names]
         pieces = torch.split(torch.tensor(numbers, dtype=dtype).to(device), sizes)
         placed |= dict(zip(names, pieces, strict=True))
-    rest = {n: v.to(device, torch.float32) for n, v in scalars.items() if n not in placed}  # type: ignore[union-attr]
+    rest = {name: v.to(device) for name, v in scalars.items() if isinstance(v, torch.Tensor)}
     return placed | rest
+
+
+def _in_block(scalars: Mapping[str, torch.Tensor], block: int) -> dict[str, torch.Tensor]:
+    """The scalars with positions counted from the start of a block."""
+    return {
+        name: (values - block * BLOCK).clamp(-1, BLOCK - 1).to(torch.int32)
+        if values.dtype == torch.int64
+        else values
+        for name, values in scalars.items()
+    }
 
 
 def chunked(
@@ -120,7 +130,7 @@ def merge_tensor(
             block=torch.full((), block, dtype=torch.int32, device=device),
             aids=tuple(cut[2 + len(sources) :]),
         )
-        run(method, cut[0], operands, scalars)
+        run(method, cut[0], operands, _in_block(scalars, block))
     if whole is not out:
         out.copy_(whole)
     return out

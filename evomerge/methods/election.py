@@ -39,6 +39,6 @@ def elect(votes: tuple[torch.Tensor, ...], scalars: Mapping[str, torch.Tensor]) 
     elected = add(
         tuple(torch.where(agree, vote, 0.0) for agree, vote in zip(agreeing, votes, strict=True))
     )
-    divisor = add(tuple(torch.where(agree, share[i], 0.0) for i, agree in enumerate(agreeing)))
-    # One use of the divisor, and no branch on it, keeps this one pass when it is compiled.
-    return elected / torch.clamp(divisor, min=scalars["divisor"][0])
+    # The divisor starts at what it is where nobody agrees: no branch, so one compiled pass.
+    shares = tuple(torch.where(agree, share[i], 0.0) for i, agree in enumerate(agreeing))
+    return elected / add((scalars["divisor"][0], *shares))

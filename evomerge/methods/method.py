@@ -15,9 +15,10 @@ Value = float | bool | tuple[float, ...]
 """A parameter's value: one number, one flag, or one number per source in the rule's order."""
 
 Scalars = Mapping[str, Sequence[float] | Sequence[int] | torch.Tensor]
-"""What `coefficients` returns, by name: 1-D sequences (floats become float32, integers int32); or a
+"""What `coefficients` returns, by name: 1-D sequences (floats become float32, integers int32); a
 float32 tensor [sources, rows, 1] or [sources, 1, columns], where numbers differ by row or column of
-a 2-D tensor."""
+a 2-D tensor; or an int64 tensor [sources] of positions in the flattened tensor, which reach
+`combine` as `Operands.position` counts them (clamped to the block's ends)."""
 
 
 class Operands(NamedTuple):

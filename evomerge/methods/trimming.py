@@ -7,8 +7,6 @@ import torch
 
 from evomerge.methods.method import Operands, Scalars
 
-_BLOCK = 2**31  # positions count within blocks of this many elements
-
 
 def cuts(ends: Sequence[tuple[float, int]], prefix: str = "") -> Scalars:
     """The scalars of `largest`, from one `Statistics.threshold` per source.
@@ -16,13 +14,11 @@ def cuts(ends: Sequence[tuple[float, int]], prefix: str = "") -> Scalars:
     Up to the last index that is kept, magnitudes equal to the threshold count; behind it only
     larger ones do, which are at least the next float32.
     """
-    blocks = [divmod(last, _BLOCK) for _, last in ends]
     above = [float(np.nextafter(np.float32(end), np.float32(np.inf))) for end, _ in ends]
     return {
         f"{prefix}least": [magnitude for magnitude, _ in ends],
         f"{prefix}above": above,
-        f"{prefix}last": [last for _, last in blocks],
-        f"{prefix}last_block": [block for block, _ in blocks],
+        f"{prefix}last": torch.tensor([last for _, last in ends], dtype=torch.int64),
     }
 
 
@@ -34,8 +30,6 @@ def largest(
     prefix: str = "",
 ) -> torch.Tensor:
     """Whether each element is among the largest of its task vector; source counted from 0."""
-    block, last_block = operands.block, scalars[f"{prefix}last_block"][source]
-    last = torch.where(block == last_block, scalars[f"{prefix}last"][source], -1)
-    last = torch.where(block < last_block, _BLOCK - 1, last)
     least, above = scalars[f"{prefix}least"][source], scalars[f"{prefix}above"][source]
-    return delta.abs() >= torch.where(operands.position <= last, least, above)
+    before = operands.position <= scalars[f"{prefix}last"][source]
+    return delta.abs() >= torch.where(before, least, above)

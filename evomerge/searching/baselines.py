@@ -10,9 +10,14 @@ SCALES = (0.3, 0.5, 0.7, 1.0)
 """Weights of every source in the task arithmetic baselines."""
 
 
-def baselines(template: Recipe) -> dict[str, Recipe]:
+USUAL = ("slerp", "ties", "dare_linear", "dare_ties")
+"""Methods that every search is compared with."""
+
+
+def baselines(template: Recipe, methods: Sequence[str] = ()) -> dict[str, Recipe]:
     """Name -> recipe: base, every source alone, uniform linear, task arithmetic at several scales,
-    and every other method at its paper's defaults where the number of sources allows it.
+    and other methods at their papers' defaults where the number of sources allows it: those that
+    anyone would try, and those of the search space.
     """
     names = tuple(template.sources)
     found = {BASE: _whole(template, "passthrough", (BASE,))}
@@ -22,10 +27,11 @@ def baselines(template: Recipe) -> dict[str, Recipe]:
         weight: ParameterValue = dict.fromkeys(names, scale)
         merged = _whole(template, "task_arithmetic", names, weight=weight)
         found[f"task_arithmetic {scale:g}"] = merged
-    for method in METHODS.values():
+    for name in dict.fromkeys((*USUAL, *methods)):
+        method = METHODS[name]
         fits = method.minimum_sources <= len(names) <= (method.maximum_sources or len(names))
-        if fits and method.name not in ("passthrough", "linear", "task_arithmetic"):
-            found[method.name] = _whole(template, method.name, names)
+        if fits and name not in ("passthrough", "linear", "task_arithmetic"):
+            found[name] = _whole(template, name, names)
     return found
 
 

@@ -5,6 +5,7 @@ config.yaml         the configuration that started the run
 log.txt             what happened, one line per trial
 search/00012.npz    scores per document of trial 12 on the search documents
 holdout/00012.npz   the same on the holdout documents, for finalists and baselines
+statistics/         what was computed of the sources' tensors, once
 lock                held by the process that searches; names its pid and host
 """
 
@@ -33,6 +34,7 @@ class RunFolder:
         self.journal = path / _JOURNAL
         self.config = path / "config.yaml"
         self.log = path / "log.txt"
+        self.statistics = path / "statistics"
         self._lock: IO[str] | None = None
 
     def documents(self, side: Side, trial: int) -> Path:

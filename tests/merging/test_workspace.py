@@ -1,6 +1,7 @@
 """Recipes in a live model: A, B, A leaves A; mistakes and broken results are named."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
-from evomerge.merging.plan import merged_tensors, plan_merge
+from evomerge.merging.placement import Placement
+from evomerge.merging.plan import merge_job, merged_tensors, plan_merge
 from evomerge.merging.workspace import Workspace
 from evomerge.recipe import BASE, Model, Recipe, Rule
 
@@ -125,3 +128,91 @@ def test_mistakes_are_raised_by_the_plan(
 ) -> None:
     with pytest.raises(UserError, match=message):
         plan_merge(make(), models)
+
+
+def test_only_tensors_whose_job_changed_are_written_again(
+    models: Models, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halves(weight: float) -> Recipe:
+        low = dataclasses.replace(LAYERS, layers=(0, 1))
+        high = dataclasses.replace(LAYERS, layers=(2, 3), parameters={"weight": weight})
+        high = dataclasses.replace(high, method="task_arithmetic")
+        return recipe(low, high, ENDS)
+
+    workspace.load(halves(0.1))
+    written = []
+    monkeypatch.setattr(
+        "evomerge.merging.workspace.merge_job",
+        lambda job, *rest, **options: (
+            written.append(job.slot.name),
+            merge_job(job, *rest, **options),
+        ),
+    )
+    workspace.load(halves(0.2))
+    assert written == [slot for slot in models.layout.slots if re.search(r"layers\.[23]\.", slot)]
+    for name, tensor in merged_tensors(halves(0.2), models):
+        assert torch.equal(workspace.model.state_dict()[name], tensor), name
+
+
+def test_after_a_broken_candidate_everything_is_written_again(
+    models: Models, workspace: Workspace
+) -> None:
+    broken, sound = whole("task_arithmetic", weight=1e39), whole("task_arithmetic", weight=0.5)
+    for asked in (broken, sound):
+        if asked is broken:
+            with pytest.raises(CandidateError):
+                workspace.load(asked)
+        else:
+            workspace.load(asked)
+    with pytest.raises(CandidateError):
+        workspace.load(broken)
+    with pytest.raises(CandidateError):  # its jobs are those that were written last
+        workspace.load(broken)
+
+
+def test_a_model_dispatched_by_accelerate_is_written_where_it_is(models: Models) -> None:
+    dispatched = Workspace(
+        models, dtype=torch.bfloat16, device=torch.device("cpu"), device_map={"": "cpu"}
+    )
+    asked = whole("ties", density=0.4)
+    dispatched.load(asked)
+    for name, tensor in merged_tensors(asked, models):
+        assert torch.equal(dispatched.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("placement", ["device", "host", "files"])
+def test_placement_changes_no_bit(placement: Placement) -> None:
+    fresh = open_models(TEMPLATE)
+    fresh.hold(placement, torch.device("cpu"))
+    expected = dict(merged_tensors(whole("ties"), open_models(TEMPLATE)))
+    for name, tensor in merged_tensors(whole("ties"), fresh):
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_statistics_are_kept_by_hash_and_damaged_files_are_made_again(tmp_path: Path) -> None:
+    hashes = {name: name * 8 for name in (BASE, "dial", "past")}
+    first = open_models(TEMPLATE)
+    first.kept = KeptStatistics(tmp_path, hashes)
+    expected = dict(merged_tensors(whole("ties"), first))
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 2 * len(first.layout.slots)
+    files[0].write_bytes(files[0].read_bytes()[:50])
+
+    def computed(hashes: dict[str, str]) -> int:
+        models = open_models(TEMPLATE)
+        models.kept = kept = KeptStatistics(tmp_path, hashes)
+        count = 0
+
+        def made(*arguments: object) -> object:
+            nonlocal count
+            count += 1
+            return KeptStatistics._made(kept, *arguments)  # type: ignore[arg-type]
+
+        kept._made = made  # type: ignore[method-assign, assignment]
+        for name, tensor in merged_tensors(whole("ties"), models):
+            assert torch.equal(tensor, expected[name]), name
+        return count
+
+    assert computed(hashes) == 1
+    assert computed(hashes) == 0
+    assert computed({**hashes, "past": "other"}) == len(first.layout.slots)
