@@ -132,7 +132,8 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
-    bench.models.kept = KeptStatistics(statistics, hashes)
+    near = bench.device if bench.memory.placement == "device" else None
+    bench.models.kept = KeptStatistics(statistics, hashes, near)
     bench.models.hold(bench.memory.placement, bench.device)
     workspace = Workspace(
         bench.models,

@@ -13,14 +13,23 @@ import torch
 from evomerge.checkpoints.writer import read_tensors, write_tensors
 from evomerge.methods.statistics import Compute
 
+_LARGE = 2**18  # elements
+
 
 class KeptStatistics:
     """Results by kind, tensor and models; in memory, and in a folder where one is given.
 
     hashes: of each model's weights, by name; a file is only used for models of equal hashes.
+    device: where results of the size of a weight are held.
     """
 
-    def __init__(self, folder: Path | None = None, hashes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        hashes: Mapping[str, str] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self._device = device or torch.device("cpu")
         self._folder = folder
         self._hashes = hashes or {}
         self._known: dict[tuple[str, str, tuple[str, ...]], Mapping[str, torch.Tensor]] = {}
@@ -31,8 +40,13 @@ class KeptStatistics:
         """What is known, else what the folder holds, else what `compute` returns."""
         key = (kind, slot, models)
         if key not in self._known:
-            self._known[key] = self._read(key) or self._made(key, compute)
+            found = self._read(key) or self._made(key, compute)
+            self._known[key] = {name: self._placed(tensor) for name, tensor in found.items()}
         return self._known[key]
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What is as large as a weight lies where weights are merged; the rest on the CPU."""
+        return tensor.to(self._device) if tensor.numel() >= _LARGE else tensor
 
     def _made(
         self, key: tuple[str, str, tuple[str, ...]], compute: Compute

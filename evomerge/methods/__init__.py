@@ -1,10 +1,19 @@
 """Merge methods: arithmetic only. A method is one file and one row in METHODS."""
 
 from evomerge.errors import UserError, did_you_mean
+from evomerge.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
+from evomerge.methods.consensus import CONSENSUS
 from evomerge.methods.dare import DARE_LINEAR, DARE_TIES
+from evomerge.methods.della import DELLA, DELLA_LINEAR
+from evomerge.methods.karcher import KARCHER, MULTISLERP
 from evomerge.methods.linear import LINEAR
 from evomerge.methods.method import Method
+from evomerge.methods.model_stock import MODEL_STOCK
+from evomerge.methods.nearswap import NEARSWAP
+from evomerge.methods.nuslerp import NUSLERP
 from evomerge.methods.passthrough import PASSTHROUGH
+from evomerge.methods.ram import RAM, RAMPLUS
+from evomerge.methods.sce import SCE
 from evomerge.methods.slerp import SLERP
 from evomerge.methods.task_arithmetic import TASK_ARITHMETIC
 from evomerge.methods.ties import TIES
@@ -14,10 +23,23 @@ METHODS: dict[str, Method] = {
     for method in (
         LINEAR,
         SLERP,
+        NUSLERP,
+        MULTISLERP,
+        KARCHER,
+        MODEL_STOCK,
         TASK_ARITHMETIC,
         TIES,
         DARE_LINEAR,
         DARE_TIES,
+        DELLA_LINEAR,
+        DELLA,
+        BREADCRUMBS,
+        BREADCRUMBS_TIES,
+        SCE,
+        CONSENSUS,
+        RAM,
+        RAMPLUS,
+        NEARSWAP,
         PASSTHROUGH,
     )
 }

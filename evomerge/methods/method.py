@@ -114,6 +114,8 @@ class Statistics(Protocol):
         ...
 
 
+Need = Literal["gram", "thresholds", "mask", "row ranks", "variances", "overlaps", "factors"]
+
 Coefficients = Callable[[Mapping[str, Value], Statistics], Scalars]
 Combine = Callable[[Operands, Mapping[str, torch.Tensor]], torch.Tensor]
 """(operands, scalars) -> merged, float32, in the operands' shape.
@@ -153,8 +155,8 @@ class Method:
     maximum_sources: int | None = None
     aids: Aids | None = None
     matrix: Matrix | None = None
-    needs: frozenset[Literal["gram", "thresholds", "mask"]] = frozenset()
-    """Which statistics `coefficients` asks for."""
+    needs: frozenset[Need] = frozenset()
+    """Which statistics it asks for; `mask`: the keys of random masks."""
 
     def parameter(self, name: str) -> Parameter:
         """The row of one parameter; KeyError if the method has none of that name."""

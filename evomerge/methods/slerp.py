@@ -7,27 +7,18 @@ Where the angle says nothing, because the two are almost parallel or one is almo
 result is the plain interpolation (1−t) a + t b.
 """
 
-import math
 from collections.abc import Mapping
 
 from evomerge.methods.method import Method, Parameter, Scalars, Statistics, Value
 from evomerge.methods.parameters import number
+from evomerge.methods.products import gram_of_sources
+from evomerge.methods.sphere import slerp_weights
 from evomerge.methods.sums import weighted_sources
-
-_PARALLEL = 0.9995  # |cos θ| above which sin θ is too small to divide by
-_SMALLEST_NORM = 1e-8
 
 
 def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Scalars:
-    t = number(parameters, "t")
-    norm_a, norm_b = (math.sqrt(statistics.gram(i, i)) for i in (1, 2))
-    if min(norm_a, norm_b) <= _SMALLEST_NORM:
-        return {"weight": (1 - t, t)}
-    cosine = statistics.gram(1, 2) / (norm_a * norm_b)
-    if abs(cosine) > _PARALLEL:
-        return {"weight": (1 - t, t)}
-    theta = math.acos(cosine)
-    return {"weight": [math.sin(x * theta) / math.sin(theta) for x in (1 - t, t)]}
+    weights = slerp_weights(number(parameters, "t"), gram_of_sources(statistics))
+    return {"weight": weights.tolist()}
 
 
 SLERP = Method(

@@ -27,3 +27,12 @@ def weighted_deltas(
     """weight_i δ_i for each source, with the task vector δ_i = w_i − w0."""
     weight = scalars["weight"]
     return tuple(weight[i] * (source - operands.base) for i, source in enumerate(operands.sources))
+
+
+def span(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """base · w0 + Σ weight_i (w_i − base · w0), with base 1 (task vectors) or 0 (sources)."""
+    share, weight = scalars["base"][0], scalars["weight"]
+    start = share * operands.base
+    return start + add(
+        tuple(weight[i] * (source - start) for i, source in enumerate(operands.sources))
+    )

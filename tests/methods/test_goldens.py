@@ -23,12 +23,12 @@ def case_name(case: dict[str, Any]) -> str:
 def test_agrees_with_the_reference(case: dict[str, Any]) -> None:
     operands = [torch.tensor(values).view(GOLDENS["shape"]) for values in GOLDENS["operands"]]
     method = METHODS[case["method"]]
-    if method.maximum_sources == 2:
-        operands = operands[:3]
+    if method.maximum_sources is not None:
+        operands = operands[: 1 + method.maximum_sources]
     known = {row.name for row in method.parameters}
     given = {name: value for name, value in case["parameters"].items() if name in known}
     if "weight" in known:
-        given["weight"] = GOLDENS["weights"]
+        given["weight"] = GOLDENS["weights"][: len(operands) - 1]
     parameters = check_parameters(method, given, len(operands) - 1)
     statistics = TensorStatistics(operands=tuple(operands))
     merged = merge_tensor(method, operands[0], tuple(operands[1:]), parameters, statistics)

@@ -180,6 +180,120 @@ def test_slerp_ends_are_its_operands_and_the_middle_is_between() -> None:
     torch.testing.assert_close(run("slerp", [base, a, b], t=0.7), expected)
 
 
+def test_nuslerp_at_the_ends_is_a_source_and_by_row_is_slerp_of_each_row() -> None:
+    base, a, b = make((4, 8), 2)
+    for flags in ({}, {"task_vectors": False}, {"by_row": True}, {"by_column": True}):
+        torch.testing.assert_close(run("nuslerp", [base, a, b], weight=[1.0, 0.0], **flags), a)
+        torch.testing.assert_close(run("nuslerp", [base, a, b], weight=[0.0, 0.3], **flags), b)
+    rows = [run("slerp", [base[i], a[i], b[i]], t=0.3) for i in range(4)]
+    by_row = run("nuslerp", [base, a, b], weight=[0.7, 0.3], task_vectors=False, by_row=True)
+    torch.testing.assert_close(by_row, torch.stack(rows))
+    columns = [run("slerp", [base[:, i], a[:, i], b[:, i]], t=0.3) for i in range(8)]
+    by_column = run("nuslerp", [base, a, b], weight=[0.7, 0.3], task_vectors=False, by_column=True)
+    torch.testing.assert_close(by_column, torch.stack(columns, 1))
+
+
+def test_spherical_means_of_two_are_slerp() -> None:
+    base, a, b = make((8, 8), 2)
+    b = b * (a.norm() / b.norm())
+    half = run("slerp", [base, a, b], t=0.5)
+    torch.testing.assert_close(run("karcher", [base, a, b], max_iter=50.0, tol=1e-12), half)
+    third = run("slerp", [base, a, b], t=0.5)
+    torch.testing.assert_close(run("multislerp", [base, a, b], weight=[0.4, 0.4]), third)
+
+
+def test_the_karcher_mean_has_no_tangent_left() -> None:
+    _, *sources = operands = make((300,), 3, seed=8)
+    mean = run("karcher", operands, max_iter=100.0, tol=1e-12).double()
+    mean = mean / mean.norm()
+    total = torch.zeros(300).double()
+    for source in sources:
+        unit = source.double() / source.double().norm()
+        cosine = unit @ mean
+        total += torch.acos(cosine) / (1 - cosine**2).sqrt() * (unit - cosine * mean)
+    assert float(total.norm()) < 1e-5
+
+
+def test_model_stock_of_one_direction_is_that_source_and_of_none_the_base() -> None:
+    base, a = make((6, 5), 1)
+    torch.testing.assert_close(run("model_stock", [base, a, a, a]), a)
+    across = torch.zeros(6, 5)
+    across[0] = 1.0
+    other = torch.zeros(6, 5)
+    other[1] = 1.0
+    torch.testing.assert_close(run("model_stock", [base, base + across, base + other]), base)
+
+
+def test_nearswap_moves_by_at_most_t() -> None:
+    base, source = make((50,), 1)
+    merged = run("nearswap", [base, source], t=0.25)
+    assert float((merged - base).abs().max()) <= 0.25 + 1e-6
+    near = (source - base).abs() <= 0.25
+    torch.testing.assert_close(merged[near], source[near])
+
+
+def test_della_keeps_large_entries_oftener_and_has_the_mean_of_its_paper() -> None:
+    base = torch.zeros(1, 256)
+    source = torch.arange(1, 257).float().view(1, 256)
+    draws = torch.stack(
+        [
+            run("della_linear", [base, source], seed=n, density=0.5, epsilon=0.3)[0]
+            for n in range(600)
+        ]
+    )
+    kept = (draws != 0).float().mean(0)
+    expected = 0.2 + 0.6 * torch.arange(256) / 255
+    assert float((kept - expected).abs().mean()) < 0.025
+    assert float((draws.mean(0) / source[0]).mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_della_without_a_window_is_dare() -> None:
+    operands = make((7, 5), 3)
+    della = run("della_linear", operands, density=0.4, epsilon=0.0)
+    torch.testing.assert_close(della, run("dare_linear", operands, density=0.4))
+
+
+def test_breadcrumbs_drops_the_largest_and_the_smallest() -> None:
+    base, source = torch.zeros(20), torch.arange(1, 21).float()
+    merged = run("breadcrumbs", [base, source], density=0.5, gamma=0.2)
+    assert merged.tolist() == [0.0] * 6 + list(range(7, 17)) + [0.0] * 4
+    whole = run("breadcrumbs", [base, source], density=0.9, gamma=0.5)
+    assert int((whole != 0).sum()) == 18
+
+
+def test_sce_agrees_with_plain_loops() -> None:
+    base, *sources = make((60,), 3, seed=5)
+    deltas = [(source - base).tolist() for source in sources]
+    columns = list(zip(*deltas, strict=True))
+
+    def variance(column: tuple[float, ...]) -> float:
+        mean = sum(column) / 3
+        return sum((x - mean) ** 2 for x in column)
+
+    chosen = sorted(range(60), key=lambda n: -variance(columns[n]))[:24]
+    energies = [sum(columns[n][i] ** 2 for n in chosen) for i in range(3)]
+    eta = [energy / sum(energies) for energy in energies]
+    expected = base.clone()
+    for n in chosen:
+        sign = 1 if sum(columns[n]) >= 0 else -1
+        left = [(w, x) for w, x in zip(eta, columns[n], strict=True) if x * sign > 0]
+        expected[n] += sum(w * x for w, x in left) / sum(w for w, _ in left)
+    torch.testing.assert_close(run("sce", [base, *sources], select_topk=0.4), expected)
+
+
+def test_consensus_agrees_with_plain_loops_and_without_it_is_task_arithmetic() -> None:
+    base, *sources = make((50,), 3, seed=6)
+    operands = [base, *sources]
+    everything = run("consensus", operands, agree=0.0)
+    torch.testing.assert_close(everything, run("task_arithmetic", operands))
+    columns = list(zip(*((source - base).tolist() for source in sources), strict=True))
+    expected = base.clone()
+    for n, column in enumerate(columns):
+        needed = sum(abs(x) >= 0.5 * abs(sum(column) - x) for x in column)
+        expected[n] += sum(column) if needed >= 2 else 0.0
+    torch.testing.assert_close(run("consensus", operands, tall_lambda=0.5), expected)
+
+
 def test_linear_weights_that_sum_to_zero_are_a_candidate_error() -> None:
     with pytest.raises(CandidateError, match="sum"):
         run("linear", make((3,), 2), weight=[0.5, -0.5])
