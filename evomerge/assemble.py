@@ -301,6 +301,7 @@ def _space(loaded: LoadedConfig, template: Recipe, models: Models) -> SearchSpac
         methods=config.methods,
         method_per_group=config.choose == "group",
         ranges=ranges,
+        lines=config.lines,
     )
 
 

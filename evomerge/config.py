@@ -70,6 +70,19 @@ def _ranges(value: Any) -> Any:
     return value
 
 
+def _lines(value: Any) -> Any:
+    """`true`, or ranges for alpha and beta -> the two ranges."""
+    if value in (None, False):
+        return None
+    given = {} if value is True else value
+    if not isinstance(given, dict) or set(given) - {"alpha", "beta"}:
+        raise ValueError(f"expected true, or ranges of alpha and beta, got {value!r}")
+    spans = {"alpha": [0.0, 1.0], "beta": [0.0, 1.0], **given}
+    return tuple(
+        range_of(spans, name) for name in ("alpha", "beta") if _range(spans[name]) is not None
+    )
+
+
 def _depth(value: Any) -> Any:
     if isinstance(value, dict) and len(value) == 1:
         ((name, count),) = value.items()
@@ -153,6 +166,7 @@ class SpaceConfig:
     ends: Ends | None = None
     ranges: RangesField = field(default_factory=dict)
     overrides: tuple[OverrideConfig, ...] = ()
+    lines: Annotated[Any, BeforeValidator(_lines)] = None
 
     def cut(self) -> tuple[Depth, tuple[tuple[str, ...], ...], Ends]:
         """Depth, parts and ends; unless said otherwise, a global space is one single group."""

@@ -75,6 +75,20 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    """LiNeS (Wang et al. 2024, arXiv 2410.17146): task vectors scaled by depth.
+
+    `lambda` of layer l of L is multiplied by alpha + beta · l / (L − 1): that of the embeddings by
+    alpha, that of the final norm and the head by alpha + beta.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """How a group of tensors is merged."""
 
@@ -88,6 +102,8 @@ class Rule:
     """Layer numbers; None: tensors of any layer, and of none."""
     parts: tuple[str, ...] | None = None
     """Names of parts (attention, mlp, norm, embeddings, final_norm, head); None: every part."""
+    lines: Lines | None = None
+    """Scales the task vectors by depth, for any method with a `lambda`."""
 
     def covers(self, layer: int | None, part: str) -> bool:
         """Whether a tensor at this place (layer None: outside the layers) falls under the rule."""
@@ -125,6 +141,9 @@ class Recipe:
         for model in (facts["base"], *facts["sources"].values()):
             if model["sha256"]:
                 del model["path"], model["revision"]
+        for rule in facts["rules"]:
+            if rule["lines"] is None:
+                del rule["lines"]  # as it was before rules had one
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -202,6 +221,8 @@ def _rule_mapping(rule: Rule) -> dict[str, Any]:
         where["layers"] = format_layers(rule.layers)
     if rule.parts is not None:
         where["parts"] = list(rule.parts)
+    if rule.lines is not None:
+        where["lines"] = dataclasses.asdict(rule.lines)
     return where | {
         "method": rule.method,
         "sources": list(rule.sources),

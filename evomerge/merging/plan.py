@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from evomerge.architectures import place
+from evomerge.architectures import Place, place
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.feed import feed
 from evomerge.merging.job import Job
@@ -14,6 +14,7 @@ from evomerge.methods import look_up
 from evomerge.methods.apply import Pass, chunked, merge_tensor
 from evomerge.methods.method import Method, Value
 from evomerge.methods.parameters import check_parameters
+from evomerge.methods.parameters import number as number_of
 from evomerge.recipe import Recipe, Rule
 from evomerge.seeding import mask_key
 
@@ -33,6 +34,7 @@ def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
             raise UserError(f"rules.{number} ({rule.label()}): {error}") from None
     used: set[int] = set()
     jobs = []
+    last = max((place(name).layer or 0 for name in models.layout.slots), default=0)
     for slot in models.layout.slots.values():
         where = place(slot.name)
         covering = [
@@ -46,7 +48,9 @@ def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
                 "exactly one rule: change layers or parts of the recipe's rules"
             )
         used |= set(covering)
-        jobs.append(_job(slot, recipe, recipe.rules[covering[0]], resolved[covering[0]]))
+        rule = recipe.rules[covering[0]]
+        method, parameters = resolved[covering[0]]
+        jobs.append(_job(slot, recipe, rule, method, _with_lines(rule, parameters, where, last)))
     if idle := sorted(set(range(len(recipe.rules))) - used):
         rule = recipe.rules[idle[0]]
         raise UserError(
@@ -126,11 +130,29 @@ def _resolve(rule: Rule, models: Models) -> tuple[Method, dict[str, Value]]:
             given[name] = tuple(value[source] for source in rule.sources)
         else:
             given[name] = value
+    if rule.lines is not None and "lambda" not in {row.name for row in method.parameters}:
+        raise UserError(
+            f"lines: scales a method's lambda by depth, and {method.name} has none; expected a "
+            "method of task vectors"
+        )
     return method, check_parameters(method, given, len(rule.sources))
 
 
-def _job(slot: Slot, recipe: Recipe, rule: Rule, resolved: tuple[Method, dict[str, Value]]) -> Job:
-    method, parameters = resolved
+def _with_lines(
+    rule: Rule, parameters: dict[str, Value], where: Place, last: int
+) -> dict[str, Value]:
+    """The parameters with `lambda` scaled by depth, where the rule asks for LiNeS."""
+    if rule.lines is None:
+        return parameters
+    after = where.part in ("final_norm", "head")
+    depth = (where.layer or 0) / max(1, last) if where.layer is not None else float(after)
+    scale = rule.lines.alpha + rule.lines.beta * depth
+    return {**parameters, "lambda": number_of(parameters, "lambda") * scale}
+
+
+def _job(
+    slot: Slot, recipe: Recipe, rule: Rule, method: Method, parameters: Mapping[str, Value]
+) -> Job:
     keys = tuple(mask_key(recipe.seed, slot.name, source) for source in rule.sources)
     return Job(
         slot=slot,

@@ -3,9 +3,12 @@
 from evomerge.errors import UserError, did_you_mean
 from evomerge.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
 from evomerge.methods.consensus import CONSENSUS
+from evomerge.methods.core_space import CORE_SPACE
 from evomerge.methods.dare import DARE_LINEAR, DARE_TIES
 from evomerge.methods.della import DELLA, DELLA_LINEAR
+from evomerge.methods.iso_c import ISO_C
 from evomerge.methods.karcher import KARCHER, MULTISLERP
+from evomerge.methods.knots import KNOTS
 from evomerge.methods.linear import LINEAR
 from evomerge.methods.method import Method
 from evomerge.methods.model_stock import MODEL_STOCK
@@ -17,6 +20,7 @@ from evomerge.methods.sce import SCE
 from evomerge.methods.slerp import SLERP
 from evomerge.methods.task_arithmetic import TASK_ARITHMETIC
 from evomerge.methods.ties import TIES
+from evomerge.methods.tsv import TSV
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -40,6 +44,10 @@ METHODS: dict[str, Method] = {
         RAM,
         RAMPLUS,
         NEARSWAP,
+        TSV,
+        ISO_C,
+        KNOTS,
+        CORE_SPACE,
         PASSTHROUGH,
     )
 }

@@ -22,7 +22,7 @@ from optuna.distributions import (
 from evomerge.errors import EvomergeError
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method, Parameter
-from evomerge.recipe import BASE, ParameterValue, Recipe, Rule
+from evomerge.recipe import BASE, Lines, ParameterValue, Recipe, Rule
 from evomerge.searching.groups import Cell, Group
 
 Range = tuple[float, float] | float
@@ -30,6 +30,10 @@ Range = tuple[float, float] | float
 
 Parameters = dict[str, Any]
 """What Optuna stores of a proposal: name -> number or category."""
+
+
+LINES = ("lines/alpha", "lines/beta")
+"""Names of LiNeS' two numbers in a trial."""
 
 
 class NotInSpace(EvomergeError):  # noqa: N818 - a fact about a recipe, not a failure
@@ -49,6 +53,8 @@ class SearchSpace:
     methods: tuple[str, ...]
     method_per_group: bool
     ranges: Callable[[Cell, Parameter], Range]
+    lines: tuple[Range, Range] | None = None
+    """Ranges of LiNeS' alpha and beta, one pair for the whole model; None: not used."""
 
     def propose(self, trial: optuna.Trial) -> Recipe:
         """Asks the trial for every parameter, used or not, and makes the recipe of them."""
@@ -79,6 +85,9 @@ class SearchSpace:
                                 found[name] = FloatDistribution(low, high, step=parameter.step)
                             case _:
                                 pass
+        for name, span in self._lines_ranges().items():
+            if isinstance(span, tuple):
+                found[name] = FloatDistribution(*span)
         return found
 
     def recipe(self, parameters: Mapping[str, Any]) -> Recipe:
@@ -99,6 +108,7 @@ class SearchSpace:
                 encoded[name] = self._choice(rule, name, operands)
             if len(group.cells) == 1:
                 encoded |= self._encode_cell(group.cells[0][0], rule)
+        encoded |= self._encode_lines(recipe)
         distributions = self.distributions()
         encoded = {name: encoded[name] for name in distributions}
         for name, distribution in distributions.items():
@@ -131,7 +141,25 @@ class SearchSpace:
             parameters=values,
             layers=group.place.layers,
             parts=group.place.parts,
+            lines=self._lines(method, parameters),
         )
+
+    def _lines_ranges(self) -> dict[str, Range]:
+        return {} if self.lines is None else dict(zip(LINES, self.lines, strict=True))
+
+    def _lines(self, method: Method, parameters: Mapping[str, Any]) -> Lines | None:
+        if self.lines is None or "lambda" not in {row.name for row in method.parameters}:
+            return None
+        alpha, beta = (
+            parameters[name] if isinstance(span, tuple) else span
+            for name, span in self._lines_ranges().items()
+        )
+        return Lines(alpha=alpha, beta=beta)
+
+    def _encode_lines(self, recipe: Recipe) -> Parameters:
+        used = [rule.lines for rule in recipe.rules if rule.lines is not None]
+        lines = used[0] if used else Lines(alpha=1.0, beta=0.0)
+        return dict(zip(LINES, (lines.alpha, lines.beta), strict=True))
 
     def _value(
         self, group: Group, parameter: Parameter, source: str, parameters: Mapping[str, Any]
@@ -226,6 +254,9 @@ def _rule_of(group: Group, recipe: Recipe) -> Rule:
 def _same(ours: Rule, theirs: Rule) -> bool:
     """Whether two rules of one group make equal weights; a value left out is the default."""
     if ours.method != theirs.method or ours.sources != theirs.sources:
+        return False
+    flat = Lines(alpha=1.0, beta=0.0)
+    if (ours.lines or flat) != (theirs.lines or flat):
         return False
     for parameter in METHODS[ours.method].parameters:
         value = theirs.parameters.get(parameter.name, parameter.default)

@@ -14,7 +14,7 @@ from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import Placement
 from evomerge.merging.plan import merge_job, merged_tensors, plan_merge
 from evomerge.merging.workspace import Workspace
-from evomerge.recipe import BASE, Model, Recipe, Rule
+from evomerge.recipe import BASE, Lines, Model, Recipe, Rule
 
 FAMILY = Path(__file__).parent.parent.parent / "configs" / "quickstart" / "models"
 TEMPLATE = Recipe(
@@ -93,6 +93,25 @@ def test_different_methods_in_different_groups(models: Models) -> None:
         assert torch.equal(tensor, models.read(source, slot)), slot
 
 
+def test_lines_scales_task_vectors_by_depth(models: Models) -> None:
+    rule = Rule(method="task_arithmetic", sources=("dial",), lines=Lines(alpha=0.2, beta=0.6))
+    expected = {"embed_tokens": 0.2, "layers.0": 0.2, "layers.1": 0.4, "layers.3": 0.8}
+    expected["model.norm"] = 0.8
+    seen = set()
+    for slot, tensor in merged_tensors(recipe(rule), models):
+        for words, scale in expected.items():
+            if words in slot:
+                base, dial = (models.read(name, slot).float() for name in (BASE, "dial"))
+                close = (base + scale * (dial - base)).bfloat16()
+                torch.testing.assert_close(tensor, close, atol=1e-6, rtol=1e-2)
+                seen.add(words)
+    assert seen == set(expected)
+    again = Recipe.from_yaml(recipe(rule).to_yaml())
+    assert again == recipe(rule)
+    plain = dataclasses.replace(rule, lines=None)
+    assert recipe(plain).fingerprint() != recipe(rule).fingerprint()
+
+
 def test_infinite_weights_are_a_candidate_error_that_names_the_tensor(workspace: Workspace) -> None:
     with pytest.raises(CandidateError, match=r"tensor model\.embed_tokens\.weight .*infinite"):
         workspace.load(whole("task_arithmetic", weight=1e39))
@@ -101,6 +120,7 @@ def test_infinite_weights_are_a_candidate_error_that_names_the_tensor(workspace:
 
 LAYERS = Rule(method="linear", sources=("dial",), layers=(0, 1, 2, 3))
 ENDS = Rule(method="linear", sources=("dial",), parts=("embeddings", "final_norm"))
+FLAT = Rule(method="linear", sources=("dial",), lines=Lines(alpha=1, beta=0))
 MISTAKES: list[tuple[Callable[[], Recipe], str]] = [
     (lambda: recipe(LAYERS), "is covered by no rule"),
     (lambda: recipe(LAYERS, LAYERS, ENDS), "is covered by layers 0-3, layers 0-3"),
@@ -108,6 +128,7 @@ MISTAKES: list[tuple[Callable[[], Recipe], str]] = [
         lambda: recipe(LAYERS, ENDS, Rule(method="linear", sources=("dial",), layers=(9,))),
         "covers no tensor",
     ),
+    (lambda: recipe(FLAT), "linear has none; expected a method of task vectors"),
     (lambda: whole("tise"), "did you mean 'ties'"),
     (lambda: whole("ties", densty=0.5), "did you mean 'density'"),
     (lambda: whole("ties", density=1.5), "1.5"),

@@ -28,13 +28,21 @@ def default_range(cell: Cell, row: Parameter) -> tuple[float, float] | float:
     return (row.low, row.high) if row.searched else float(row.default)
 
 
-def make(depth: Depth, parts: Any, methods: tuple[str, ...], *, per_group: bool) -> SearchSpace:
+def make(
+    depth: Depth,
+    parts: Any,
+    methods: tuple[str, ...],
+    *,
+    per_group: bool,
+    lines: Any = None,
+) -> SearchSpace:
     return SearchSpace(
         template=TEMPLATE,
         groups=make_groups(depth, parts, "together", LAYERS, set(PARTS)),
         methods=methods,
         method_per_group=per_group,
         ranges=default_range,
+        lines=lines,
     )
 
 
@@ -44,6 +52,7 @@ SPACES = [
     make(Blocks(size=4), SEPARATE, ("ties", "linear", "slerp"), per_group=True),
     make(Knots(count=3), SEPARATE, ("dare_ties", "passthrough"), per_group=False),
     make(Knots(count=4), TOGETHER, ("ties", "passthrough", "slerp"), per_group=True),
+    make("layers", TOGETHER, ("ties",), per_group=False, lines=((0.0, 1.0), (0.0, 1.0))),
 ]
 
 
