@@ -39,6 +39,9 @@ Trust = Annotated[
 ]
 
 
+Device = Annotated[str, typer.Option(help="Where to merge: auto, cpu, or cuda:N.")]
+
+
 class SideName(StrEnum):
     """Which documents of the split."""
 
@@ -132,13 +135,14 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe.yaml.")],
     out: Out,
     force: Force = False,
+    device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
     """Makes the weights of a recipe and writes them as a checkpoint folder."""
     with _errors(), _quiet():
         from evomerge.exporting import merge as run
 
-        folder = run(recipe, out, force=force, trust_remote_code=trust_remote_code)
+        folder = run(recipe, out, force=force, device=device, trust_remote_code=trust_remote_code)
         _out.print(f"wrote {folder}", markup=False)
 
 
@@ -149,6 +153,7 @@ def export(
     trial: Annotated[int | None, typer.Option(help="This trial instead of the winner.")] = None,
     force: Force = False,
     storage: Storage = None,
+    device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
     """Writes the winner of a search, or another trial, as a checkpoint folder."""
@@ -161,6 +166,7 @@ def export(
             trial=trial,
             force=force,
             storage=storage,
+            device=device,
             trust_remote_code=trust_remote_code,
         )
         _out.print(f"wrote {folder}", markup=False)

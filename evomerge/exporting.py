@@ -11,11 +11,13 @@ from typing import Any
 
 from evomerge.checkpoints.source import Checkpoint, read_json
 from evomerge.checkpoints.tokenizer import FILES
-from evomerge.checkpoints.writer import new_folder, write_weights
+from evomerge.checkpoints.writer import Spec, new_folder, write_weights
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
 from evomerge.merging.models import Models, check_hashes, open_models
+from evomerge.merging.placement import choose_device
 from evomerge.merging.plan import merged_tensors, plan_merge
+from evomerge.methods.compiled import choose_pass
 from evomerge.model_card import SAMPLES, model_card
 from evomerge.recipe import BASE, Recipe
 from evomerge.scoring.scorecard import read_documents
@@ -35,26 +37,31 @@ def merge(
     *,
     force: bool = False,
     trust_remote_code: bool = False,
+    device: str = "auto",
     beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes the recipe's checkpoint to the folder `out` and returns it.
 
     Safetensors, config.json, generation config, tokenizer and chat template of the base, a model
-    card and recipe.yaml, written last. beside: further text files, the card's README.md among
-    them. The weights
-    are those that a search with this recipe scores, bit by bit on one kind of device. UserError
-    if `out` exists (unless `force`), cannot be written, or the recipe does not fit its models.
+    card and recipe.yaml, written last. No more than a few tensors are in memory. The weights are
+    those that a search with this recipe scores, bit by bit on one kind of device.
+    device: where to merge (auto: the first GPU, else the CPU). beside: further text files, the
+    card's README.md among them. UserError if `out` exists (unless `force`), cannot be written, or
+    the recipe does not fit its models.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
     models = open_models(recipe, trust_remote_code=trust_remote_code)
     check_hashes(models, recipe)
     jobs = plan_merge(recipe, models)
-    sizes = {job.slot.name: math.prod(job.slot.shape) * job.slot.dtype.itemsize for job in jobs}
+    specs = {job.slot.name: Spec(shape=job.slot.shape, dtype=job.slot.dtype) for job in jobs}
+    place = choose_device(device)
+    run, reason = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
+    log.info("merging %s: %s", place, reason)
     recipe = _pinned(recipe, models)
     out = Path(out)
     try:
         with new_folder(out, force=force) as folder:
-            write_weights(folder, sizes, merged_tensors(recipe, models))
+            write_weights(folder, specs, merged_tensors(recipe, models, place, run))
             _write_configuration(folder, models.checkpoints[BASE], recipe)
             for name, text in {"README.md": model_card(recipe, out.name), **(beside or {})}.items():
                 write_text(folder / name, text)
@@ -72,6 +79,7 @@ def export(
     trial: int | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    device: str = "auto",
     storage: str | None = None,
 ) -> Path:
     """Writes the checkpoint of a run's winner, or of one of its trials, to the folder `out`.
@@ -99,6 +107,7 @@ def export(
         out,
         force=force,
         trust_remote_code=trust_remote_code,
+        device=device,
         beside={"README.md": card, SAMPLES: json.dumps(samples)},
     )
 

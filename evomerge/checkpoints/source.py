@@ -26,7 +26,16 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+_INTEGERS = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in {**_DTYPES, **_INTEGERS}.items()}
+"""The format's names of torch's types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +70,10 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """The tensor's bytes, as stored, on the CPU."""
         return self._open[self.tensors[name].file].get_tensor(name)  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Lets go of the pages that were read: they count as this process's memory until then."""
+        self._open = {file: _open(self.folder / file) for file in self._open}
 
     def files(self) -> list[Path]:
         """The weight files, in order of name."""

@@ -6,16 +6,19 @@ the next attempt clears away.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from evomerge.checkpoints.source import INDEX, WEIGHTS
+from evomerge.checkpoints.source import DTYPE_NAMES, INDEX, WEIGHTS
 from evomerge.errors import UserError
 from evomerge.files import replacing, synchronise, write_text
 
@@ -54,18 +57,31 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What is known of a tensor before it is made."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 def write_weights(
     folder: Path,
-    sizes: Mapping[str, int],
+    specs: Mapping[str, Spec],
     tensors: Iterable[tuple[str, torch.Tensor]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes safetensors files, and the index if there is more than one.
 
-    sizes: bytes of every tensor, in the order in which `tensors` brings them. Holds at most one
-    shard in memory.
+    specs: of every tensor, in the order in which `tensors` brings them. Tensors go to the disk one
+    by one: no more than one is held in memory.
     """
-    shards = _shards(sizes, shard_bytes)
+    shards = _shards({name: spec.bytes for name, spec in specs.items()}, shard_bytes)
     names = (
         [WEIGHTS]
         if len(shards) == 1
@@ -74,17 +90,45 @@ def write_weights(
     stream = iter(tensors)
     weight_map: dict[str, str] = {}
     for file, shard in zip(names, shards, strict=True):
-        content = {}
-        for expected in shard:
+        _write_shard(folder / file, {name: specs[name] for name in shard}, stream)
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = sum(spec.bytes for spec in specs.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _write_shard(
+    path: Path, specs: Mapping[str, Spec], stream: Iterator[tuple[str, torch.Tensor]]
+) -> None:
+    """One safetensors file: header first, then each tensor to its place as it comes.
+
+    The format (a length in 8 bytes, a JSON header, the elements) is written here because the
+    library's writer wants all tensors at once. As there, wide types come first, so that every
+    tensor is aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, spec in sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize):
+        header[name] = {
+            "dtype": DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.bytes],
+        }
+        offset += spec.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for expected, spec in specs.items():
             name, tensor = next(stream)
             assert name == expected, f"got {name}, expected {expected}"
-            content[name] = tensor.contiguous().cpu()
-            weight_map[name] = file
-        save_file(content, folder / file, metadata={"format": "pt"})
-        synchronise(folder / file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+            assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), name
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            elements = tensor.detach().cpu().contiguous().flatten()
+            file.write(elements.view(torch.uint8).numpy().data)
+        file.truncate(8 + len(text) + offset)
+    synchronise(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

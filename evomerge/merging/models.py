@@ -79,6 +79,11 @@ class Models:
                 else:
                     self._held[model, slot] = stored.to(device) if on_gpu else stored.clone()
 
+    def forget(self) -> None:
+        """Lets go of the memory-mapped pages that were read so far."""
+        for checkpoint in self.checkpoints.values():
+            checkpoint.forget()
+
     def bytes(self) -> int:
         """Bytes of all tensors of base and sources, as stored."""
         return sum(

@@ -18,6 +18,8 @@ from evomerge.methods.parameters import number as number_of
 from evomerge.recipe import Recipe, Rule
 from evomerge.seeding import mask_key
 
+_READ_BEFORE_FORGETTING = 2**28  # bytes of memory-mapped files
+
 
 def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
     """One job per slot, in the layout's order; reads no weights.
@@ -97,10 +99,15 @@ def merged_tensors(
     """
     jobs = plan_merge(recipe, models)
     places = dict.fromkeys((job.slot.name for job in jobs), device or torch.device("cpu"))
+    read = 0
     for job, operands in feed(jobs, models, places):
         merged = merge_job(job, models, operands, run=run)
         check_finite({job.slot.name: merged.isfinite().all()})
         yield job.slot.name, merged
+        read += sum(operand.nbytes for operand in operands)
+        if read > _READ_BEFORE_FORGETTING:
+            models.forget()
+            read = 0
 
 
 def check_finite(flags: Mapping[str, torch.Tensor]) -> None:

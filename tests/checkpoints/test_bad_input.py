@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge import Recipe, UserError, merge, score, search
 from evomerge.checkpoints.source import INDEX, WEIGHTS, Checkpoint
-from evomerge.checkpoints.writer import new_folder, write_weights
+from evomerge.checkpoints.writer import Spec, new_folder, write_weights
 from evomerge.recipe import Model, Rule
 
 FAMILY = Path(__file__).parent.parent.parent / "configs" / "quickstart" / "models"
@@ -172,7 +172,8 @@ def test_a_failed_export_leaves_nothing_that_looks_whole(tmp_path: Path) -> None
 
 def test_shards_and_their_index_read_back(tmp_path: Path) -> None:
     tensors = {f"t{n}": torch.full((10,), float(n)) for n in range(5)}
-    write_weights(tmp_path, dict.fromkeys(tensors, 40), iter(tensors.items()), shard_bytes=80)
+    specs = dict.fromkeys(tensors, Spec(shape=(10,), dtype=torch.float32))
+    write_weights(tmp_path, specs, iter(tensors.items()), shard_bytes=80)
     (tmp_path / "config.json").write_text("{}")
     assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
     read = Checkpoint(tmp_path)
