@@ -42,6 +42,14 @@ Trust = Annotated[
 Device = Annotated[str, typer.Option(help="Where to merge: auto, cpu, or cuda:N.")]
 
 
+AsAdapter = Annotated[
+    int | None,
+    typer.Option(
+        "--as-adapter", min=1, metavar="RANK", help="Write a LoRA adapter of this rank on the base."
+    ),
+]
+
+
 class SideName(StrEnum):
     """Which documents of the split."""
 
@@ -134,12 +142,16 @@ def score(
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe.yaml.")],
     out: Out,
+    as_adapter: AsAdapter = None,
     force: Force = False,
     device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
     """Makes the weights of a recipe and writes them as a checkpoint folder."""
     with _errors(), _quiet():
+        if as_adapter is not None:
+            _write_adapter(recipe, out, as_adapter, force, trust_remote_code)
+            return
         from evomerge.exporting import merge as run
 
         folder = run(recipe, out, force=force, device=device, trust_remote_code=trust_remote_code)
@@ -151,6 +163,7 @@ def export(
     run: Run,
     out: Out,
     trial: Annotated[int | None, typer.Option(help="This trial instead of the winner.")] = None,
+    as_adapter: AsAdapter = None,
     force: Force = False,
     storage: Storage = None,
     device: Device = "auto",
@@ -159,7 +172,12 @@ def export(
     """Writes the winner of a search, or another trial, as a checkpoint folder."""
     with _errors(), _quiet():
         from evomerge.exporting import export as write
+        from evomerge.exporting import recipe_of_run
 
+        if as_adapter is not None:
+            chosen = recipe_of_run(run, trial, storage)
+            _write_adapter(chosen, out, as_adapter, force, trust_remote_code)
+            return
         folder = write(
             run,
             out,
@@ -170,6 +188,13 @@ def export(
             trust_remote_code=trust_remote_code,
         )
         _out.print(f"wrote {folder}", markup=False)
+
+
+def _write_adapter(recipe: Any, out: Path, rank: int, force: bool, trust: bool) -> None:
+    from evomerge.adapting import merge_as_adapter
+
+    done = merge_as_adapter(recipe, out, rank, force=force, trust_remote_code=trust)
+    _out.print(f"wrote {done.folder}: {done.sentence()}", markup=False)
 
 
 @app.command(epilog="Example: evomerge plot results/quickstart quickstart.png")

@@ -57,12 +57,12 @@ def merge(
     place = choose_device(device)
     run, reason = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
     log.info("merging %s: %s", place, reason)
-    recipe = _pinned(recipe, models)
+    recipe = pinned_recipe(recipe, models)
     out = Path(out)
     try:
         with new_folder(out, force=force) as folder:
             write_weights(folder, specs, merged_tensors(recipe, models, place, run))
-            _write_configuration(folder, models.checkpoints[BASE], recipe)
+            _write_configuration(folder, models.base, recipe)
             for name, text in {"README.md": model_card(recipe, out.name), **(beside or {})}.items():
                 write_text(folder / name, text)
             recipe.write(folder / RECIPE_FILE)
@@ -112,6 +112,15 @@ def export(
     )
 
 
+def recipe_of_run(run: Path | str, trial: int | None = None, storage: str | None = None) -> Recipe:
+    """The recipe of a run's winner, or of one of its trials; UserError as for `export`."""
+    study = find_study(RunFolder(Path(run)).storage_of_run(storage))
+    if study is None:
+        raise UserError(f"{run}: holds no study; expected the output folder of a search")
+    records = read_trials(study)
+    return (_winner(records) if trial is None else _trial(records, trial)).recipe
+
+
 def _winner(records: Sequence[TrialRecord]) -> TrialRecord:
     ranked = rank(list(records))
     if not ranked:
@@ -142,7 +151,7 @@ def _write_configuration(folder: Path, base: Checkpoint, recipe: Recipe) -> None
                 shutil.copyfile(path, folder / path.name)
 
 
-def _pinned(recipe: Recipe, models: Models) -> Recipe:
+def pinned_recipe(recipe: Recipe, models: Models) -> Recipe:
     """The recipe with every model's hash and, for local folders, absolute path."""
 
     def pinned(name: str) -> Any:

@@ -15,14 +15,18 @@ FLOORS = [
     {"merging"},
     {"scoring"},
     {"searching"},
-    {"exporting", "report", "model_card"},
+    {"exporting", "adapting", "report", "model_card"},
     {"config", "starter"},
     {"assemble", "describe"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
 ]
-BESIDE = {("exporting", "model_card")}
+BESIDE = {
+    ("exporting", "model_card"),
+    ("adapting", "model_card"),
+    ("adapting", "exporting"),
+}
 """Rooms of one floor that may know each other: the first knows the second."""
 INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
 UP = {("describe", "verbs")}

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.source import Checkpoint, combine_hashes
 from evomerge.files import sha256_of_file, write_text
 
@@ -17,7 +18,7 @@ class HashCache:
         except (OSError, ValueError):
             self._known = {}  # a lost cache costs reading the files once more
 
-    def sha256(self, checkpoint: Checkpoint) -> str:
+    def sha256(self, checkpoint: Checkpoint | Adapter) -> str:
         """As Checkpoint.sha256()."""
         return combine_hashes({path.name: self._file(path) for path in checkpoint.files()})
 

@@ -64,7 +64,7 @@ class Checkpoint:
         self.folder = folder
         self.config = read_json(folder / "config.json")
         files = _weight_files(folder)
-        self._open = {file: _open(folder / file) for file in sorted(set(files.values()))}
+        self._open = {file: open_file(folder / file) for file in sorted(set(files.values()))}
         self.tensors: Mapping[str, TensorInfo] = self._headers(files)
 
     def read(self, name: str) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Checkpoint:
 
     def forget(self) -> None:
         """Lets go of the pages that were read: they count as this process's memory until then."""
-        self._open = {file: _open(self.folder / file) for file in self._open}
+        self._open = {file: open_file(self.folder / file) for file in self._open}
 
     def files(self) -> list[Path]:
         """The weight files, in order of name."""
@@ -156,7 +156,8 @@ def _weight_files(folder: Path) -> dict[str, str]:
     raise UserError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; expected safetensors weights")
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """A safetensors file, its header checked; UserError if it is missing or damaged."""
     try:
         return safe_open(path, framework="pt", device="cpu")
     except FileNotFoundError:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from evomerge.checkpoints.adapter import Adapter, is_adapter
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
@@ -14,6 +15,8 @@ from evomerge.merging.layout import Layout, Slot, read_layout
 from evomerge.merging.placement import Placement
 from evomerge.methods.statistics import Compute, TensorStatistics
 from evomerge.recipe import BASE, Recipe
+
+Source = Checkpoint | Adapter
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -24,9 +27,10 @@ class Models:
     Raises UserError for sources of another architecture, depth, shape or set of tensors.
     """
 
-    def __init__(self, base: Checkpoint, sources: Mapping[str, Checkpoint], layout: Layout) -> None:
+    def __init__(self, base: Checkpoint, sources: Mapping[str, Source], layout: Layout) -> None:
         self.layout = layout
-        self.checkpoints: Mapping[str, Checkpoint] = {BASE: base, **sources}
+        self.base = base
+        self.checkpoints: Mapping[str, Source] = {BASE: base, **sources}
         self.kept = KeptStatistics()
         self._held: dict[tuple[str, str], torch.Tensor] = {}
         self._names: dict[str, dict[str, str]] = {}
@@ -40,7 +44,13 @@ class Models:
             self._check_ties(name, checkpoint)
 
     def read(self, model: str, slot: str) -> torch.Tensor:
-        """The tensor as stored: on the device where it is held, else from the file, on the CPU."""
+        """The tensor as stored: on the device where it is held, else from the file, on the CPU.
+
+        That of an adapter is formed from the base's, wherever that is.
+        """
+        source = self.checkpoints[model]
+        if isinstance(source, Adapter):
+            return source.applied(self._names[model][slot], self.read(BASE, slot))
         held = self._held.get((model, slot))
         return held if held is not None else self._stored(model, slot)
 
@@ -66,12 +76,12 @@ class Models:
     def hold(self, placement: Placement, device: torch.device) -> None:
         """Keeps all tensors of all models in a device's memory, or pinned in the host's.
 
-        Nothing to do for `files`. So candidates read no file.
+        Nothing to do for `files`. So candidates read no file. Of adapters only factors are held.
         """
         if placement == "files":
             return
-        for model in self.checkpoints:
-            for slot in self.layout.slots:
+        for model, source in self.checkpoints.items():
+            for slot in () if isinstance(source, Adapter) else self.layout.slots:
                 stored = self._stored(model, slot)
                 on_gpu = device.type == "cuda"
                 if placement == "host":
@@ -85,17 +95,19 @@ class Models:
             checkpoint.forget()
 
     def bytes(self) -> int:
-        """Bytes of all tensors of base and sources, as stored."""
-        return sum(
+        """Bytes of all tensors of base and sources, as stored; of adapters, their factors."""
+        adapters = {n: s for n, s in self.checkpoints.items() if isinstance(s, Adapter)}
+        return sum(adapter.bytes() for adapter in adapters.values()) + sum(
             _bytes(self.checkpoints[model].tensors[stored].dtype, slot)
             for model, names in self._names.items()
+            if model not in adapters
             for slot, stored in ((self.layout.slots[name], s) for name, s in names.items())
         )
 
     def _stored(self, model: str, slot: str) -> torch.Tensor:
         return self.checkpoints[model].read(self._names[model][slot])
 
-    def _check_shapes(self, name: str, checkpoint: Checkpoint) -> None:
+    def _check_shapes(self, name: str, checkpoint: Source) -> None:
         for slot, stored in self._names[name].items():
             shape, expected = checkpoint.tensors[stored].shape, self.layout.slots[slot].shape
             if shape != tuple(expected):
@@ -106,7 +118,7 @@ class Models:
                     "shapes can be merged"
                 )
 
-    def _check_ties(self, name: str, checkpoint: Checkpoint) -> None:
+    def _check_ties(self, name: str, checkpoint: Source) -> None:
         for copy, slot in self.layout.second_copies(checkpoint.tensors).items():
             if not torch.equal(checkpoint.read(copy), self._stored(name, slot)):
                 raise UserError(
@@ -123,10 +135,10 @@ def open_models(
     Reads headers only. UserError for what cannot be found, read, or merged.
     """
     base = Checkpoint(locate(recipe.base.path, recipe.base.revision, relative_to=relative_to))
-    sources = {
-        name: Checkpoint(locate(model.path, model.revision, relative_to=relative_to))
-        for name, model in recipe.sources.items()
-    }
+    sources: dict[str, Source] = {}
+    for name, model in recipe.sources.items():
+        folder = locate(model.path, model.revision, relative_to=relative_to)
+        sources[name] = Adapter(folder, base) if is_adapter(folder) else Checkpoint(folder)
     for name, checkpoint in sources.items():
         check_architecture(name, checkpoint, base)
     layout = read_layout(base.folder, DTYPES[recipe.dtype], trust_remote_code)
@@ -144,7 +156,7 @@ def check_hashes(models: Models, recipe: Recipe) -> None:
             )
 
 
-def check_architecture(name: str, checkpoint: Checkpoint, base: Checkpoint) -> None:
+def check_architecture(name: str, checkpoint: Source, base: Checkpoint) -> None:
     """UserError where config.json tells another architecture or depth than the base's."""
     for key, word in (
         ("model_type", "architecture"),
