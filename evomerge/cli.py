@@ -69,6 +69,31 @@ def init(
         _out.print(starter_config(base, sources), markup=False, end="")
 
 
+@app.command(epilog="Example: evomerge inspect models/base models/chat models/code")
+def inspect(
+    base: Annotated[str, typer.Argument(help="The base model: a folder, or an id on the hub.")],
+    sources: Annotated[list[str], typer.Argument(help="Its fine-tuned versions, likewise.")],
+    full: Annotated[bool, typer.Option("--full", help="A line per layer and part.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw heatmaps: .png, .svg, .pdf.")] = None,
+) -> None:
+    """Are these models mergeable, and what to expect: norms, angles, conflicts."""
+    with _errors(), _quiet():
+        from evomerge.describe import describe_inspection
+        from evomerge.inspection import draw, write_json
+        from evomerge.inspection import inspect as run
+        from evomerge.starter import source_names
+
+        found = run(base, sources, source_names(sources))
+        _out.print(describe_inspection(found, full=full), markup=False)
+        if json is not None:
+            write_json(found, json)
+        if picture is not None and not found.problems:
+            draw(found, picture)
+        if found.problems:
+            raise typer.Exit(1)
+
+
 @app.command(epilog="Example: evomerge check configs/quickstart.yaml")
 def check(
     config: Config,

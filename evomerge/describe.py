@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import UserError
+from evomerge.inspection import Inspection
 from evomerge.model_card import SAMPLES, lm_eval_commands
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.scorecard import Scorecard
@@ -134,6 +135,30 @@ def _table(report: RunReport) -> str:
             ]
         )
     return align(rows)
+
+
+def describe_inspection(found: Inspection, *, full: bool = False) -> str:
+    """Problems, or a table of task vectors per layer."""
+    if found.problems:
+        return "\n".join(["these cannot be merged:", *(f"- {each}" for each in found.problems)])
+    table = found.table(full=full)
+    rows = [list(table.columns)]
+    for record in table.to_dict("records"):
+        layer = int(record.pop("layer"))
+        cells = ["ends" if layer < 0 else str(layer)]
+        cells += ["" if value != value else _figure(value) for value in record.values()]
+        rows.append(cells)
+    lines = [
+        "these can be merged. Per layer: size of each task vector beside the base's weights,",
+        "mean cosine between task vectors, share of entries with opposed signs, stable rank",
+        "",
+        align(rows),
+    ]
+    return "\n".join([*lines, *(["", *found.remarks] if found.remarks else [])])
+
+
+def _figure(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:.3f}"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

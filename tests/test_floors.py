@@ -16,7 +16,7 @@ FLOORS = [
     {"scoring"},
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
-    {"config", "starter"},
+    {"config", "starter", "inspection"},
     {"assemble", "describe"},
     {"verbs"},
     {"cli"},
@@ -37,7 +37,7 @@ DOORS = {
     "optuna": {"searching", "verbs.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
-    "matplotlib": {"report.py"},
+    "matplotlib": {"report.py", "inspection.py"},
     "typer": {"cli.py"},
 }
 

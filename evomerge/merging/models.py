@@ -158,6 +158,13 @@ def check_hashes(models: Models, recipe: Recipe) -> None:
 
 def check_architecture(name: str, checkpoint: Source, base: Checkpoint) -> None:
     """UserError where config.json tells another architecture or depth than the base's."""
+    if found := differences(name, checkpoint, base):
+        raise UserError(f"{found[0]}; only fine-tunes of one base model can be merged")
+
+
+def differences(name: str, checkpoint: Source, base: Checkpoint) -> list[str]:
+    """In words, all that the two config.json differ in and that a merge needs to be equal."""
+    found = []
     for key, word in (
         ("model_type", "architecture"),
         ("num_hidden_layers", "depth"),
@@ -168,10 +175,11 @@ def check_architecture(name: str, checkpoint: Source, base: Checkpoint) -> None:
     ):
         got, expected = checkpoint.config.get(key), base.config.get(key)
         if got is not None and expected is not None and got != expected:
-            raise UserError(
+            found.append(
                 f"{name} ({checkpoint.folder}): {word}: config.json says {key} {got!r}; the base "
-                f"has {expected!r}; only fine-tunes of one base model can be merged"
+                f"has {expected!r}"
             )
+    return found
 
 
 def _bytes(stored_dtype: str, slot: Slot) -> int:

@@ -1,0 +1,71 @@
+"""Inspection against plain torch, and models that are odd or cannot be merged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from evomerge.checkpoints.source import Checkpoint
+from evomerge.cli import app
+from evomerge.inspection import inspect
+
+FAMILY = Path(__file__).parent.parent / "configs" / "quickstart" / "models"
+BASE = str(FAMILY / "base")
+
+
+def deltas(name: str) -> dict[str, torch.Tensor]:
+    base, source = (Checkpoint(FAMILY / each) for each in ("base", name))
+    return {n: source.read(n).double() - base.read(n).double() for n in base.tensors}
+
+
+def test_figures_are_those_of_plain_torch() -> None:
+    found = inspect(BASE, [str(FAMILY / n) for n in ("dial", "past")], ["dial", "past"])
+    assert found.problems == ()
+    assert found.remarks == ()
+    dial, past = deltas("dial"), deltas("past")
+    name = "model.layers.2.mlp.up_proj.weight"
+    row = found.vectors.query("tensor == @name and source == 'past'").iloc[0]
+    assert row["norm"] == pytest.approx(float(past[name].norm()))
+    sigma = torch.linalg.svdvals(past[name])
+    assert row["stable_rank"] == pytest.approx(float((sigma**2).sum() / sigma[0] ** 2), rel=0.05)
+    layer = [n for n in dial if ".layers.2." in n]
+    one, two = (torch.cat([d[n].flatten() for n in layer]) for d in (dial, past))
+    table = found.table().set_index("layer").loc[2]
+    assert table["cosine"] == pytest.approx(float(one @ two / one.norm() / two.norm()), rel=1e-5)
+    both = (one != 0) & (two != 0)
+    opposed = both & (one.sign() != two.sign())
+    assert table["conflicts"] == pytest.approx(int(opposed.sum()) / int(both.sum()))
+
+
+def test_the_base_and_copies_are_pointed_out(tmp_path: Path) -> None:
+    shutil.copytree(FAMILY / "dial", tmp_path / "copy")
+    sources = [str(FAMILY / "base"), str(FAMILY / "dial"), str(tmp_path / "copy")]
+    found = inspect(BASE, sources, ["same", "dial", "copy"])
+    assert set(found.remarks) == {
+        "same is the base itself",
+        "dial and copy are copies of each other",
+    }
+
+
+def test_every_difference_is_told_in_words_and_the_exit_code_is_1(tmp_path: Path) -> None:
+    shutil.copytree(FAMILY / "dial", tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "num_hidden_layers": 9, "vocab_size": 7}))
+    done = CliRunner().invoke(app, ["inspect", BASE, str(tmp_path / "other")])
+    assert done.exit_code == 1
+    assert "depth: config.json says num_hidden_layers 9; the base has 4" in done.stdout
+    assert "vocabulary size: config.json says vocab_size 7" in done.stdout
+
+
+def test_the_command_writes_json_and_a_picture(tmp_path: Path) -> None:
+    sources = [str(FAMILY / "dial"), str(FAMILY / "past")]
+    options = ["--full", "--json", str(tmp_path / "i.json"), "--picture", str(tmp_path / "i.png")]
+    done = CliRunner().invoke(app, ["inspect", BASE, *sources, *options])
+    assert done.exit_code == 0, done.output
+    assert "attention" in done.stdout
+    assert len(json.loads((tmp_path / "i.json").read_text())["vectors"]) == 2 * 38
+    assert (tmp_path / "i.png").stat().st_size > 10_000
