@@ -6,14 +6,15 @@
 w = w0 + λ · Σ η_i δ_i / Σ η_i over what is left
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
 
 from evomerge.methods.method import Method, Operands, Parameter, Scalars, Statistics, Value
 from evomerge.methods.parameters import LAMBDA, number
-from evomerge.methods.statistics import GRID, ends_of_largest, kept_elements
+from evomerge.methods.ranking import ends_of_largest, kept_elements, ranks_among
+from evomerge.methods.statistics import GRID, pieces_of
 from evomerge.methods.sums import add
 from evomerge.methods.trimming import cuts, largest
 
@@ -48,19 +49,26 @@ def _selections(
     base: torch.Tensor, *sources: torch.Tensor, counts: list[int]
 ) -> dict[str, torch.Tensor]:
     """Ends of the largest variances, and energies float64 [counts, sources] of what is selected."""
-    start = base.flatten().float()
-    deltas = tuple(source.flatten().float() - start for source in sources)
-    variance = _variance(deltas)
-    ends, last_indexes = ends_of_largest(variance, counts)
-    order = torch.argsort(variance, descending=True, stable=True)
-    sums = [delta[order].double().square().cumsum(0) for delta in deltas]
-    wanted = torch.tensor(counts, device=order.device)
-    energies = (
-        torch.stack([torch.where(wanted > 0, total[wanted - 1], 0.0) for total in sums], dim=1)
-        if len(order)
-        else torch.zeros(len(counts), len(deltas))
-    )
-    return {"magnitudes": ends, "last_indexes": last_indexes, "energies": energies.cpu()}
+
+    def variances() -> Iterator[torch.Tensor]:
+        return (_variance(_deltas(piece)) for piece in pieces_of(base, *sources))
+
+    ends, last_indexes = ends_of_largest(variances, counts)
+    energies = torch.zeros(len(counts) + 1, len(sources), dtype=torch.float64)
+    start = 0
+    for piece in pieces_of(base, *sources):
+        deltas = _deltas(piece)
+        first = ranks_among(_variance(deltas), start, ends, last_indexes)
+        squares = torch.stack([delta.double().square() for delta in deltas], dim=1).cpu()
+        energies.index_add_(0, first.cpu(), squares)
+        start += len(first)
+    energies = energies[:-1].cumsum(0)
+    return {"magnitudes": ends, "last_indexes": last_indexes, "energies": energies}
+
+
+def _deltas(operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    start = operands[0].float()
+    return tuple(source.float() - start for source in operands[1:])
 
 
 def _combine(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:

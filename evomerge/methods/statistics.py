@@ -1,11 +1,11 @@
 """What is known of a tensor before any candidate, computed from the tensors themselves.
 
-Inner products come from one pass in float64 over all operands; trimming thresholds from one sort
-per source, of which only the ends of a grid of densities are kept.
+Inner products come from one pass in float64 over all operands; trimming thresholds from a
+count of magnitudes per source, of which only the ends of a grid of densities are kept.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations_with_replacement
@@ -14,13 +14,13 @@ import torch
 
 from evomerge.errors import CandidateError
 from evomerge.methods.method import Once
+from evomerge.methods.ranking import ends_of_largest, kept_elements
 
 GRID = 100
 """Ends at densities 0, 1/GRID, …, 1 are kept in a table; those between are found when asked for."""
 
 _ROW = 2**14  # elements that torch sums in one thread, so that the thread count changes no bit
 _CHUNK = 64 * _ROW  # elements of which all operands are held in float64 at a time
-_LARGEST = 0x7FFFFFFF  # the largest int32
 
 End = tuple[float, int]
 """Where a trimmed task vector ends: (magnitude, last_index), see `Statistics.threshold`."""
@@ -89,8 +89,8 @@ class TensorStatistics:
     def threshold(self, source: int, density: float) -> End:
         """See `Statistics.threshold`. CandidateError where the task vector has NaN or infinity.
 
-        The first density on the grid costs one sort, others then nothing; a density beside the
-        grid costs a sort of its own, once.
+        The first density on the grid costs three passes, others then nothing; a density beside
+        the grid costs passes of its own, once.
         """
         count = kept_elements(density, self.elements)
         cell = round(density * GRID)
@@ -110,53 +110,36 @@ class TensorStatistics:
 def _ends(
     base: torch.Tensor, tensor: torch.Tensor, *, counts: Sequence[int], source: int
 ) -> dict[str, torch.Tensor]:
-    magnitudes = (tensor.flatten().float() - base.flatten().float()).abs_()
-    if magnitudes.numel() and not magnitudes.max().isfinite():
-        raise CandidateError(
-            f"source {source} minus the base has NaN or infinite entries, which cannot be"
-            " ranked by magnitude; check that source's file, or leave the source out"
-        )
-    ends, last_indexes = ends_of_largest(magnitudes, counts)
+    def pieces() -> Iterator[torch.Tensor]:
+        for first, second in pieces_of(base, tensor):
+            magnitudes = (second.float() - first.float()).abs_()
+            if not magnitudes.max().isfinite():
+                raise CandidateError(
+                    f"source {source} minus the base has NaN or infinite entries, which cannot be"
+                    " ranked by magnitude; check that source's file, or leave the source out"
+                )
+            yield magnitudes
+
+    ends, last_indexes = ends_of_largest(pieces, counts)
     return {"magnitudes": ends, "last_indexes": last_indexes}
 
 
-def kept_elements(density: float, elements: int) -> int:
-    """density · elements as the nearest whole number, a half upwards."""
-    return math.floor(density * elements + 0.5)
-
-
-def ends_of_largest(
-    magnitudes: torch.Tensor, counts: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Magnitude and flat index of the last element among the `count` largest, for each count.
-
-    magnitudes: float32 [n], none negative, finite; equal ones rank by ascending index. Returns
-    float32 and int64 [counts] on the CPU; (inf, -1) for a count of 0. One sort; needs 20 bytes
-    per element on top.
-    """
-    # The bits of floats that are not negative order as the floats do, and torch's stable sort of
-    # integers, ascending, is a radix sort: twice as fast on a CPU as its descending sort of floats.
-    order = torch.sort(_LARGEST - magnitudes.view(torch.int32), stable=True).indices
-    wanted = torch.tensor(counts)
-    some = wanted > 0
-    last = order[(wanted[some] - 1).to(order.device)]
-    ends = torch.full(wanted.shape, math.inf)
-    last_indexes = torch.full(wanted.shape, -1)
-    ends[some] = magnitudes[last].cpu()
-    last_indexes[some] = last.cpu()
-    return ends, last_indexes
+def pieces_of(*operands: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Equal parts of all operands, flat, of at most 2^20 elements, in order; none of none."""
+    flat = [operand.flatten() for operand in operands]
+    if len(flat[0]):
+        yield from zip(*(torch.split(operand, _CHUNK) for operand in flat), strict=True)
 
 
 def inner_products(*operands: torch.Tensor) -> dict[str, torch.Tensor]:
     """{"gram": ⟨x_i, x_j⟩} of flattened tensors, float64; the same for any thread count."""
-    flat = [operand.flatten() for operand in operands]
-    pairs = list(combinations_with_replacement(range(len(flat)), 2))
+    pairs = list(combinations_with_replacement(range(len(operands)), 2))
     partial_sums: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
-    for pieces in zip(*(torch.split(operand, _CHUNK) for operand in flat), strict=True):
+    for pieces in pieces_of(*operands):
         doubles = [_rows(piece.double()) for piece in pieces]
         for i, j in pairs:
             partial_sums[i, j] += (doubles[i] * doubles[j]).sum(dim=1).tolist()
-    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    gram = torch.zeros(len(operands), len(operands), dtype=torch.float64)
     for (i, j), sums in partial_sums.items():
         gram[i, j] = gram[j, i] = math.fsum(sums)
     return {"gram": gram}
