@@ -59,14 +59,42 @@ class SideName(StrEnum):
 
 @app.command(epilog="Example: evomerge init models/base models/chat models/code > my.yaml")
 def init(
-    base: Annotated[str, typer.Argument(help="The base model: a folder, or an id on the hub.")],
-    sources: Annotated[list[str], typer.Argument(help="Its fine-tuned versions, likewise.")],
+    base: Annotated[
+        str | None, typer.Argument(help="The base model: a folder, or an id on the hub.")
+    ] = None,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Its fine-tuned versions, likewise.")
+    ] = None,
+    from_mergekit_evolve: Annotated[
+        Path | None, typer.Option(help="Make it of this configuration of mergekit-evolve instead.")
+    ] = None,
 ) -> None:
     """Looks at models and prints a commented configuration for them."""
     with _errors(), _quiet():
+        from evomerge.errors import UserError
+        from evomerge.mergekit.evolve import from_evolve
         from evomerge.starter import starter_config
 
+        if from_mergekit_evolve is not None:
+            _out.print(from_evolve(from_mergekit_evolve), markup=False, end="")
+            return
+        if base is None or not sources:
+            raise UserError("expected a base model and at least one source, or a file to convert")
         _out.print(starter_config(base, sources), markup=False, end="")
+
+
+@app.command(epilog="Example: evomerge convert winner/recipe.yaml > mergekit.yml")
+def convert(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.yaml, or a merge YAML of mergekit.")],
+) -> None:
+    """Prints a recipe as mergekit's YAML, or mergekit's YAML as a recipe."""
+    with _errors(), _messages(), _quiet():
+        from evomerge.mergekit.reading import is_mergekit_file, read_recipe
+        from evomerge.mergekit.writing import to_mergekit
+
+        asked = read_recipe(recipe)
+        text = asked.to_yaml() if is_mergekit_file(recipe) else to_mergekit(asked)
+        _out.print(text, markup=False, end="")
 
 
 @app.command(epilog="Example: evomerge inspect models/base models/chat models/code")
@@ -165,7 +193,7 @@ def score(
 
 @app.command(epilog="Example: evomerge merge winner/recipe.yaml merged")
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="A recipe.yaml.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe.yaml, or a merge YAML of mergekit.")],
     out: Out,
     as_adapter: AsAdapter = None,
     force: Force = False,
@@ -174,12 +202,15 @@ def merge(
 ) -> None:
     """Makes the weights of a recipe and writes them as a checkpoint folder."""
     with _errors(), _quiet():
+        from evomerge.mergekit.reading import read_recipe
+
+        asked = read_recipe(recipe)
         if as_adapter is not None:
-            _write_adapter(recipe, out, as_adapter, force, trust_remote_code)
+            _write_adapter(asked, out, as_adapter, force, trust_remote_code)
             return
         from evomerge.exporting import merge as run
 
-        folder = run(recipe, out, force=force, device=device, trust_remote_code=trust_remote_code)
+        folder = run(asked, out, force=force, device=device, trust_remote_code=trust_remote_code)
         _out.print(f"wrote {folder}", markup=False)
 
 

@@ -102,19 +102,24 @@ class Rule:
     """Layer numbers; None: tensors of any layer, and of none."""
     parts: tuple[str, ...] | None = None
     """Names of parts (attention, mlp, norm, embeddings, final_norm, head); None: every part."""
+    tensors: tuple[str, ...] | None = None
+    """Whole names of tensors, within layers and parts; None: all of them."""
     lines: Lines | None = None
     """Scales the task vectors by depth, for any method with a `lambda`."""
 
-    def covers(self, layer: int | None, part: str) -> bool:
+    def covers(self, layer: int | None, part: str, tensor: str) -> bool:
         """Whether a tensor at this place (layer None: outside the layers) falls under the rule."""
-        return (self.layers is None or layer in self.layers) and (
-            self.parts is None or part in self.parts
+        return (
+            (self.layers is None or layer in self.layers)
+            and (self.parts is None or part in self.parts)
+            and (self.tensors is None or tensor in self.tensors)
         )
 
     def label(self) -> str:
         """Short name of the group, as tables and errors print it: `layers 0-3 attention+mlp`."""
         words = [] if self.layers is None else [f"layers {format_layers(self.layers)}"]
         words += [] if self.parts is None else ["+".join(self.parts)]
+        words += [] if self.tensors is None else [f"{len(self.tensors)} tensors"]
         return " ".join(words) or "all"
 
 
@@ -142,8 +147,9 @@ class Recipe:
             if model["sha256"]:
                 del model["path"], model["revision"]
         for rule in facts["rules"]:
-            if rule["lines"] is None:
-                del rule["lines"]  # as it was before rules had one
+            for key in ("lines", "tensors"):
+                if rule[key] is None:
+                    del rule[key]  # as it was before rules had them
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -221,6 +227,8 @@ def _rule_mapping(rule: Rule) -> dict[str, Any]:
         where["layers"] = format_layers(rule.layers)
     if rule.parts is not None:
         where["parts"] = list(rule.parts)
+    if rule.tensors is not None:
+        where["tensors"] = list(rule.tensors)
     if rule.lines is not None:
         where["lines"] = dataclasses.asdict(rule.lines)
     return where | {

@@ -16,7 +16,7 @@ FLOORS = [
     {"scoring"},
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
-    {"config", "starter", "inspection"},
+    {"config", "starter", "inspection", "mergekit"},
     {"assemble", "describe"},
     {"verbs"},
     {"cli"},
@@ -26,6 +26,7 @@ BESIDE = {
     ("exporting", "model_card"),
     ("adapting", "model_card"),
     ("adapting", "exporting"),
+    ("mergekit", "starter"),
 }
 """Rooms of one floor that may know each other: the first knows the second."""
 INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}

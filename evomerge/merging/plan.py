@@ -40,7 +40,9 @@ def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
     for slot in models.layout.slots.values():
         where = place(slot.name)
         covering = [
-            n for n, rule in enumerate(recipe.rules) if rule.covers(where.layer, where.part)
+            n
+            for n, rule in enumerate(recipe.rules)
+            if rule.covers(where.layer, where.part, slot.name)
         ]
         if len(covering) != 1:
             rules = ", ".join(recipe.rules[n].label() for n in covering) or "no rule"

@@ -246,7 +246,12 @@ def _rule_of(group: Group, recipe: Recipe) -> Rule:
         parts = rule.parts is None or (
             group.place.parts and set(group.place.parts) <= set(rule.parts)
         )
-        if parts and layers and (rule.layers is None or group.place.layers is not None):
+        if (
+            rule.tensors is None
+            and parts
+            and layers
+            and (rule.layers is None or group.place.layers is not None)
+        ):
             return rule
     raise NotInSpace(f"no single rule covers {group.place.label}")
 
