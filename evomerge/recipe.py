@@ -185,6 +185,12 @@ class Recipe:
         """The model that a rule calls `name`."""
         return self.base if name == BASE else self.sources[name]
 
+    def layers_of_stack(self) -> tuple[int, ...] | None:
+        """For each layer of the result, the layer it was taken from; None without a stack."""
+        if self.stack is None:
+            return None
+        return tuple(layer for piece in self.stack for layer in piece.layers)
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain dictionaries and lists, as in recipe.yaml and in trial records."""
         return {
