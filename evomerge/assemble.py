@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from evomerge.architectures import PARTS, place
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
-from evomerge.config import LoadedConfig, OverrideConfig, TaskConfig, range_of
+from evomerge.config import LoadedConfig, TaskConfig
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
@@ -26,16 +25,16 @@ from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
-from evomerge.methods.method import Parameter
 from evomerge.recipe import BASE, DType, Model, Recipe
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.scoring.tasks import TaskRequest
-from evomerge.searching.groups import Cell, make_groups
 from evomerge.searching.objective import Objective, Target
 from evomerge.searching.run_folder import Side
-from evomerge.searching.space import Range, SearchSpace
+from evomerge.searching.space import Space
+from evomerge.searching.stacks import StackSpace
+from evomerge.spaces import space_of
 
 Documents = Mapping[str, Sequence[int]]
 """Task -> numbers of its documents."""
@@ -56,7 +55,7 @@ class Bench:
     harness: Harness
     splits: Mapping[str, Split]
     objective: Objective
-    space: SearchSpace
+    space: Space
     memory: MemoryPlan
     device: torch.device
     run: Pass
@@ -98,7 +97,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         for name, task in config.tasks.items()
     }
     template = _with_hashes(template, models, hashes)
-    slots = models.layout.slots.values()
+    space = space_of(loaded, template, models)
+    slots = models.stacks.deepest(space.depth[1] if isinstance(space, StackSpace) else None)
     elements = sum(math.prod(slot.shape) for slot in slots)
     run, reason = choose_pass(device, elements, config.compile)
     return Bench(
@@ -108,7 +108,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         harness=harness,
         splits=splits,
         objective=Objective(targets=targets),
-        space=_space(loaded, template, models),
+        space=space,
         memory=MemoryPlan(
             model_bytes=sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in slots),
             operand_bytes=models.bytes(),
@@ -183,6 +183,7 @@ def identity(bench: Bench) -> dict[str, Any]:
         },
         "documents": _plain(config.documents) | {"tasks": documents},
         "space": _plain(config.space),
+        "starts": {name: recipe.fingerprint() for name, recipe in bench.space.starts().items()},
         "sampler": config.sampler,
         "seed": config.seed,
         "dtype": bench.template.dtype,
@@ -270,51 +271,6 @@ def _requests(loaded: LoadedConfig) -> list[TaskRequest]:
         )
         for name, task in tasks.items()
     ]
-
-
-def _space(loaded: LoadedConfig, template: Recipe, models: Models) -> SearchSpace:
-    config = loaded.config.space
-    places = [place(name) for name in models.layout.slots]
-    layers = 1 + max((p.layer for p in places if p.layer is not None), default=-1)
-    groups = make_groups(*config.cut(), layers, {p.part for p in places})
-    for number, override in enumerate(config.overrides):
-        cells = [cell for group in groups for cell, _ in group.cells]
-        if not any(_within(cell, override) for cell in cells):
-            raise UserError(
-                f"{loaded.file}: space.overrides.{number}: matches no group; the groups are "
-                + ", ".join(dict.fromkeys(cell.label for cell in cells))
-            )
-
-    def ranges(cell: Cell, parameter: Parameter) -> Range:
-        span = range_of(config.ranges, parameter.name)
-        for override in config.overrides:
-            if _within(cell, override):
-                own = range_of(override.ranges, parameter.name)
-                span = span if own is None else own
-        if span is not None:
-            return span
-        return (parameter.low, parameter.high) if parameter.searched else float(parameter.default)
-
-    return SearchSpace(
-        template=template,
-        groups=groups,
-        methods=config.methods,
-        method_per_group=config.choose == "group",
-        ranges=ranges,
-        lines=config.lines,
-    )
-
-
-def _within(cell: Cell, override: OverrideConfig) -> bool:
-    """Whether all of a cell lies within an override's layers and parts."""
-    layers = override.layers is None or (
-        cell.layers is not None and set(cell.layers) <= set(override.layers)
-    )
-    parts = override.parts is None or (
-        set(cell.parts or (PARTS if cell.layers is None else ())) <= set(override.parts)
-        and cell.parts is not None
-    )
-    return layers and parts
 
 
 def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:

@@ -223,7 +223,8 @@ def _run(
     back = take_up_interrupted(study)
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
-    enqueue_baselines(study, bench.space, baselines(bench.template, bench.space.methods))
+    plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
+    enqueue_baselines(study, bench.space, plain)
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
