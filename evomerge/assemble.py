@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from evomerge.architectures import PARTS, place
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
@@ -212,7 +213,7 @@ def _template(loaded: LoadedConfig) -> Recipe:
 
     def found(model: Model) -> Model:
         folder = loaded.folder / Path(model.path).expanduser()
-        return dataclasses.replace(model, path=str(folder.resolve())) if folder.is_dir() else model
+        return dataclasses.replace(model, path=str(folder.resolve())) if folder.exists() else model
 
     base = found(config.base)
     return Recipe(
@@ -220,21 +221,18 @@ def _template(loaded: LoadedConfig) -> Recipe:
         sources={name: found(model) for name, model in config.sources.items()},
         rules=(),
         seed=config.seed,
-        dtype=config.dtype or dtype_of(base),
+        dtype=config.dtype or dtype_of(base, trust_remote_code=config.trust_remote_code),
     )
 
 
-def dtype_of(base: Model) -> DType:
+def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
     """The dtype that the base's config.json names."""
-    file = locate(base.path, base.revision) / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"base: {file}: cannot be read: {error}") from error
+    folder = locate(base.path, base.revision)
+    content = open_checkpoint(folder, trust_remote_code=trust_remote_code).config
     named = content.get("dtype") or content.get("torch_dtype") or "float32"
     known: dict[str, DType] = {n: n for n in ("float32", "float16", "bfloat16")}
     if named not in known:
-        raise UserError(f"base: {file}: dtype is {named!r}; expected one of {', '.join(known)}")
+        raise UserError(f"base: {folder}: dtype is {named!r}; expected one of {', '.join(known)}")
     return known[named]
 
 

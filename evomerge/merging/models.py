@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from evomerge.checkpoints.adapter import Adapter, is_adapter
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
@@ -132,13 +133,19 @@ def open_models(
 ) -> Models:
     """Opens what a recipe names: base and sources, laid out for the recipe's dtype.
 
-    Reads headers only. UserError for what cannot be found, read, or merged.
+    Reads headers only, but for quantised models, which are turned into plain ones once. UserError
+    for what cannot be found, read, or merged.
     """
-    base = Checkpoint(locate(recipe.base.path, recipe.base.revision, relative_to=relative_to))
+    found = locate(recipe.base.path, recipe.base.revision, relative_to=relative_to)
+    base = open_checkpoint(found, trust_remote_code=trust_remote_code)
     sources: dict[str, Source] = {}
     for name, model in recipe.sources.items():
         folder = locate(model.path, model.revision, relative_to=relative_to)
-        sources[name] = Adapter(folder, base) if is_adapter(folder) else Checkpoint(folder)
+        sources[name] = (
+            Adapter(folder, base)
+            if is_adapter(folder)
+            else open_checkpoint(folder, trust_remote_code=trust_remote_code)
+        )
     for name, checkpoint in sources.items():
         check_architecture(name, checkpoint, base)
     layout = read_layout(base.folder, DTYPES[recipe.dtype], trust_remote_code)
