@@ -240,7 +240,7 @@ def _write(found: _Quantised, out: Path, *, trust_remote_code: bool) -> None:
     write_text(out / "config.json", json.dumps(config, indent=2))
     for path in found.beside:
         shutil.copyfile(path, out / path.name)
-    if found.method == "gguf" and not has_tokenizer(out):
+    if found.method == "gguf" and not has_tokenizer(out) and _brings_tokenizer(found.weights[0]):
         tokenizer = AutoTokenizer.from_pretrained(
             found.folder, gguf_file=found.weights[0].name, local_files_only=True
         )
@@ -299,6 +299,12 @@ def _type_of_matrices(file: Path) -> torch.dtype:
     return {"F32": torch.float32, "F16": torch.float16}.get(name, torch.bfloat16)
 
 
+def _brings_tokenizer(file: Path) -> bool:
+    from gguf import GGUFReader
+
+    return "tokenizer.ggml.tokens" in GGUFReader(file).fields
+
+
 @torch.no_grad()
 def _unquantised(model: PreTrainedModel, trust_remote_code: bool) -> PreTrainedModel:
     """The plain model of the same configuration, with the loaded model's tensors.
@@ -312,11 +318,18 @@ def _unquantised(model: PreTrainedModel, trust_remote_code: bool) -> PreTrainedM
     automatic: Any = AutoModelForCausalLM
     with torch.device("meta"):
         plain: PreTrainedModel = automatic.from_config(config, trust_remote_code=trust_remote_code)
-    packed = torch.nn.Parameter, torch.Tensor
-    state = {
-        name: tensor if type(tensor) in packed else tensor.dequantize()
-        for name, tensor in model.state_dict().items()
-    }
+    state = {name: _turned_back(name, tensor) for name, tensor in model.state_dict().items()}
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     return plain
+
+
+def _turned_back(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """ValueError for a tensor that is still packed: a loader may leave one whose scale it lacks."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        tensor = tensor.dequantize()
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+        raise ValueError(
+            f"the tensor {name} is still {tensor.dtype} after loading: has it no scale?"
+        )
+    return tensor
