@@ -22,7 +22,7 @@ from evomerge.config import LoadedConfig, OverrideConfig, TaskConfig, range_of
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
-from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes
+from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes, spread_memory
 from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods.apply import Pass
@@ -116,6 +116,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
             free_bytes=free_bytes(device, spread=config.device == "spread"),
             host_free_bytes=free_bytes(torch.device("cpu")),
             device=str(device),
+            spread=config.device == "spread",
             wanted=config.placement,
         ),
         device=device,
@@ -133,17 +134,19 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
-    near = bench.device if bench.memory.placement == "device" else None
+    spread = config.device == "spread"
+    near = bench.device if bench.memory.placement == "device" and not spread else None
     bench.models.kept = KeptStatistics(statistics, hashes, near)
-    bench.models.hold(bench.memory.placement, bench.device)
     workspace = Workspace(
         bench.models,
         dtype=getattr(torch, bench.template.dtype),
         device=bench.device,
-        device_map="auto" if config.device == "spread" else None,
+        device_map="auto" if spread else None,
+        max_memory=spread_memory() if spread else None,
         trust_remote_code=config.trust_remote_code,
         run=bench.run,
     )
+    bench.models.hold(bench.memory.placement, workspace.devices)
 
     def evaluate(
         recipe: Recipe, documents: Documents | Side

@@ -74,16 +74,18 @@ class Models:
 
         return TensorStatistics(operands=operands, keys=keys, keep=keep)
 
-    def hold(self, placement: Placement, device: torch.device) -> None:
+    def hold(self, placement: Placement, devices: Mapping[str, torch.device]) -> None:
         """Keeps all tensors of all models in a device's memory, or pinned in the host's.
 
-        Nothing to do for `files`. So candidates read no file. Of adapters only factors are held.
+        devices: where each slot is merged. Nothing to do for `files`. So candidates read no file.
+        Of adapters only factors are held.
         """
         if placement == "files":
             return
         for model, source in self.checkpoints.items():
             for slot in () if isinstance(source, Adapter) else self.layout.slots:
                 stored = self._stored(model, slot)
+                device = devices[slot]
                 on_gpu = device.type == "cuda"
                 if placement == "host":
                     self._held[model, slot] = stored.pin_memory() if on_gpu else stored.clone()
