@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
@@ -20,7 +21,7 @@ from evomerge.config import LoadedConfig, TaskConfig
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
-from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes
+from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes, spread_memory
 from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods.apply import Pass
@@ -115,6 +116,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
             free_bytes=free_bytes(device, spread=config.device == "spread"),
             host_free_bytes=free_bytes(torch.device("cpu")),
             device=str(device),
+            spread=config.device == "spread",
             wanted=config.placement,
         ),
         device=device,
@@ -132,17 +134,19 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
-    near = bench.device if bench.memory.placement == "device" else None
+    spread = config.device == "spread"
+    near = bench.device if bench.memory.placement == "device" and not spread else None
     bench.models.kept = KeptStatistics(statistics, hashes, near)
-    bench.models.hold(bench.memory.placement, bench.device)
     workspace = Workspace(
         bench.models,
         dtype=getattr(torch, bench.template.dtype),
         device=bench.device,
-        device_map="auto" if config.device == "spread" else None,
+        device_map="auto" if spread else None,
+        max_memory=spread_memory() if spread else None,
         trust_remote_code=config.trust_remote_code,
         run=bench.run,
     )
+    bench.models.hold(bench.memory.placement, workspace.devices)
 
     def evaluate(
         recipe: Recipe, documents: Documents | Side
@@ -213,7 +217,7 @@ def _template(loaded: LoadedConfig) -> Recipe:
 
     def found(model: Model) -> Model:
         folder = loaded.folder / Path(model.path).expanduser()
-        return dataclasses.replace(model, path=str(folder.resolve())) if folder.is_dir() else model
+        return dataclasses.replace(model, path=str(folder.resolve())) if folder.exists() else model
 
     base = found(config.base)
     return Recipe(
@@ -221,21 +225,18 @@ def _template(loaded: LoadedConfig) -> Recipe:
         sources={name: found(model) for name, model in config.sources.items()},
         rules=(),
         seed=config.seed,
-        dtype=config.dtype or dtype_of(base),
+        dtype=config.dtype or dtype_of(base, trust_remote_code=config.trust_remote_code),
     )
 
 
-def dtype_of(base: Model) -> DType:
+def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
     """The dtype that the base's config.json names."""
-    file = locate(base.path, base.revision) / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"base: {file}: cannot be read: {error}") from error
+    folder = locate(base.path, base.revision)
+    content = open_checkpoint(folder, trust_remote_code=trust_remote_code).config
     named = content.get("dtype") or content.get("torch_dtype") or "float32"
     known: dict[str, DType] = {n: n for n in ("float32", "float16", "bfloat16")}
     if named not in known:
-        raise UserError(f"base: {file}: dtype is {named!r}; expected one of {', '.join(known)}")
+        raise UserError(f"base: {folder}: dtype is {named!r}; expected one of {', '.join(known)}")
     return known[named]
 
 

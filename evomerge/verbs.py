@@ -144,7 +144,7 @@ def score(
     would record.
     """
     loaded = _loaded(config)
-    if not isinstance(what, Recipe) and Path(what).is_dir():
+    if not isinstance(what, Recipe) and (Path(what).is_dir() or Path(what).suffix == ".gguf"):
         what = _unchanged(Path(what), loaded)
     recipe = what if isinstance(what, Recipe) else Recipe.read(Path(what))
     config_of_recipe = dataclasses.replace(
@@ -184,7 +184,9 @@ def _unchanged(folder: Path, loaded: LoadedConfig) -> Recipe:
     """The recipe of a folder's own weights: a base that passes through."""
     rule = Rule(method="passthrough", sources=(BASE,))
     model = Model(path=str(folder.resolve()))
-    dtype = loaded.config.dtype or dtype_of(model)
+    dtype = loaded.config.dtype or dtype_of(
+        model, trust_remote_code=loaded.config.trust_remote_code
+    )
     return Recipe(base=model, sources={}, rules=(rule,), dtype=dtype)
 
 

@@ -39,6 +39,7 @@ DOORS = {
     "optuna": {"searching", "verbs.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
+    "gguf": {"checkpoints"},
     "matplotlib": {"report.py", "inspection.py"},
     "typer": {"cli.py"},
 }

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from evomerge.architectures import place
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
@@ -111,7 +112,7 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
     base_path = _path(base_path) if base_path is not None else paths[0]
     sources = [path for path in dict.fromkeys(paths) if path != base_path]
     names = dict(zip(sources, source_names(sources), strict=True)) | {base_path: BASE}
-    checkpoint = Checkpoint(_found(base_path, folder))
+    checkpoint = open_checkpoint(_found(base_path, folder))
     rules = _gathered(method.name, _resolve_all(content, method.name, slices, names, checkpoint))
     dtype = content.get("out_dtype") or content.get("dtype") or checkpoint.config.get("dtype")
     return Recipe(

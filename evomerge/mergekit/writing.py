@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from evomerge.architectures import place
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
 from evomerge.mergekit.reading import NAMES, WITHOUT_BASE
 from evomerge.methods import look_up
@@ -24,7 +24,7 @@ _FLAGS = ("task_vectors", "by_row", "by_column")
 
 def to_mergekit(recipe: Recipe) -> str:
     """The YAML of a merge with equal tensors in float32; UserError that lists what has no words."""
-    base = Checkpoint(locate(recipe.base.path, recipe.base.revision))
+    base = open_checkpoint(locate(recipe.base.path, recipe.base.revision))
     if problems := _problems(recipe):
         raise UserError("mergekit cannot express this recipe: " + "; ".join(problems))
     first = recipe.rules[0]
