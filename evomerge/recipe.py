@@ -27,6 +27,9 @@ ParameterValue = bool | float | dict[str, float]
 BASE = "base"
 """The name under which a rule may list the base model among its sources."""
 
+UNION = "union"
+"""The vocabulary that has the base's tokens, then what the sources add."""
+
 _HEADER = """\
 # A merge recipe of evomerge: all that is needed to make the same weights again.
 #   evomerge merge {name} OUT
@@ -136,6 +139,9 @@ class Recipe:
     """Key of the random masks."""
     dtype: DType = "bfloat16"
     """Precision of the merged weights; the arithmetic is float32, cast once."""
+    vocabulary: str = BASE
+    """Which tokens the merged model has, in which order: those of the base, of a source (by name),
+    or `union`: the base's, then what the sources add."""
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the weights; equal recipes, equal weights.
@@ -150,6 +156,8 @@ class Recipe:
             for key in ("lines", "tensors"):
                 if rule[key] is None:
                     del rule[key]  # as it was before rules had them
+        if self.vocabulary == BASE:
+            del facts["vocabulary"]  # as it was before recipes had one
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -167,6 +175,7 @@ class Recipe:
             },
             "seed": self.seed,
             "dtype": self.dtype,
+            **({} if self.vocabulary == BASE else {"vocabulary": self.vocabulary}),
             "rules": [_rule_mapping(rule) for rule in self.rules],
         }
 
@@ -209,6 +218,9 @@ class Recipe:
 
 
 def _checked(recipe: Recipe, name: str) -> Recipe:
+    if recipe.vocabulary not in (known := [BASE, UNION, *recipe.sources]):
+        hint = did_you_mean(recipe.vocabulary, known)
+        raise UserError(f"{name}: vocabulary: {recipe.vocabulary!r}: {hint}")
     for number, rule in enumerate(recipe.rules):
         for source in rule.sources:
             if source != BASE and source not in recipe.sources:

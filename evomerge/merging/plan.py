@@ -80,16 +80,22 @@ def merge_job(
     """
     if job.method is None:
         return operands[0] if out is None else out.copy_(operands[0])
-    return merge_tensor(
+    padding = models.padding(job.slot.name)
+    if padding is not None:
+        if out is None:
+            out = torch.empty(job.slot.shape, dtype=job.slot.dtype, device=operands[0].device)
+        out[len(operands[0]) :].copy_(padding)
+    merged = merge_tensor(
         job.method,
         operands[0],
         operands[1:],
         job.parameters,
         models.statistics(job.slot.name, job.sources, operands, job.keys),
-        out=out,
+        out=out if padding is None or out is None else out[: len(operands[0])],
         out_dtype=job.slot.dtype,
         run=run,
     )
+    return merged if out is None else out
 
 
 def merged_tensors(
