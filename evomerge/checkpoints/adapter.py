@@ -122,8 +122,13 @@ class Adapter:
     def _read_changes(self) -> dict[str, _Change]:
         parts: dict[str, dict[str, str]] = {}
         changes: dict[str, _Change] = {}
-        for name in self._open.keys():  # noqa: SIM118 - not a mapping
-            plain = name.removeprefix(_PREFIX)
+        stored = set(self._open.keys())
+        for name in sorted(stored):
+            plain = name.removeprefix(_PREFIX).replace(".modules_to_save.", ".")
+            # peft saves resized embeddings under several names: the trained, and the one before.
+            again = plain != name.removeprefix(_PREFIX) and _PREFIX + plain in stored
+            if again or ".original_module." in plain:
+                continue
             if match := re.search(_KINDS, plain):
                 parts.setdefault(plain[: match.start()], {})[match[1]] = name
             elif not self._repeats_a_tied_tensor(plain, name):
@@ -141,7 +146,11 @@ class Adapter:
         if plain in self._base.tensors or not self.config.get("tie_word_embeddings"):
             return False
         tensor = self._open.get_tensor(stored)
-        others = (name for name in self._open.keys() if name != stored)  # noqa: SIM118
+        others = (
+            name
+            for name in self._open.keys()  # noqa: SIM118
+            if name != stored and ".original_module." not in name
+        )
         return any(
             self._open.get_slice(name).get_shape() == list(tensor.shape)
             and torch.equal(self._open.get_tensor(name), tensor)
