@@ -74,7 +74,9 @@ def merge_as_adapter(
     whole, targets = [], []
     for name, merged in merged_tensors(replace(recipe, dtype="float32"), models):
         slot = models.layout.slots[name]
-        delta = merged - models.read(BASE, name).float()
+        base = models.own(BASE, name).float()
+        resized = merged.shape != base.shape  # another number of tokens
+        delta = merged if resized else merged - base
         if not merged.is_floating_point() or not delta.any():
             continue
         if slot.parameter != name:
@@ -83,7 +85,7 @@ def merge_as_adapter(
                 "export the full model instead (without --as-adapter)"
             )
         module = name.removesuffix(".weight")
-        if name in linear and name not in models.layout.aliases.values():
+        if name in linear and not resized and name not in models.layout.aliases.values():
             b, a, errors[name] = _cut(delta.T if linear[name] else delta, rank)
             tensors[f"{_PREFIX}{module}.lora_A.weight"] = a
             tensors[f"{_PREFIX}{module}.lora_B.weight"] = b
@@ -111,6 +113,8 @@ def merge_as_adapter(
     with new_folder(Path(out), force=force) as folder:
         write_tensors(folder / WEIGHTS, tensors)
         write_text(folder / CONFIG, json.dumps(settings, indent=2))
+        if models.vocabularies is not None and models.vocabularies.wanted != BASE:
+            models.vocabularies.save(folder)
         card = model_card(recipe, Path(out).name)
         write_text(folder / "README.md", f"{card}\n{_table(result)}")
         pinned_recipe(recipe, models).write(folder / RECIPE_FILE)

@@ -16,7 +16,7 @@ import torch
 from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
+from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.config import LoadedConfig, TaskConfig
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.kept_statistics import KeptStatistics
@@ -193,6 +193,8 @@ def identity(bench: Bench) -> dict[str, Any]:
         "dtype": bench.template.dtype,
         "batch_size": config.batch_size,
     }
+    if bench.models.digest is not None:
+        facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
 
@@ -226,6 +228,7 @@ def _template(loaded: LoadedConfig) -> Recipe:
         rules=(),
         seed=config.seed,
         dtype=config.dtype or dtype_of(base, trust_remote_code=config.trust_remote_code),
+        vocabulary=config.vocabulary,
     )
 
 
@@ -242,17 +245,10 @@ def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
 
 def _harness(loaded: LoadedConfig, models: Models) -> Harness:
     config = loaded.config
-    trust = config.trust_remote_code
-    tokenizer = load_tokenizer(models.checkpoints[BASE].folder, trust_remote_code=trust)
-    for name in config.sources:
-        folder = models.checkpoints[name].folder
-        if has_tokenizer(folder):
-            check_same_vocabulary(name, load_tokenizer(folder, trust_remote_code=trust), tokenizer)
-        else:
-            log.warning("source %s has no tokenizer: taken to use the base's", name)
+    found = models.vocabularies
     return Harness(
         _requests(loaded),
-        tokenizer,
+        load_tokenizer(models.base.folder) if found is None else found.tokenizer,
         batch_size=config.batch_size,
         allow_code=config.allow_code,
     )

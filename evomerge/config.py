@@ -17,7 +17,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
-from evomerge.recipe import BASE, MERGED, DType, Model, parse_layers
+from evomerge.recipe import BASE, MERGED, UNION, DType, Model, parse_layers
 from evomerge.searching.groups import Blocks, Depth, Ends, Knots
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.space import Range
@@ -253,6 +253,7 @@ class SearchConfig:
     finalists: Count = 3
     seed: int = 0
     dtype: DType | None = None
+    vocabulary: str = BASE
     device: str = "auto"
     placement: Placement | None = None
     compile: Compile = "auto"
@@ -315,6 +316,9 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{BASE!r} and {MERGED!r}"
             )
     problems += _stack_problems(config)
+    if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
+        hint = did_you_mean(config.vocabulary, known)
+        problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
     for name in config.space.methods:
         method, count = METHODS[name], len(config.sources)
         if count + 1 < method.minimum_sources:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.errors import UserError
 from evomerge.inspection import Inspection
+from evomerge.merging.models import Models
 from evomerge.model_card import SAMPLES, lm_eval_commands
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.scorecard import Scorecard
@@ -23,6 +24,7 @@ def describe_check(found: "Check") -> str:
     lines += [
         f"tensors  {len(layout.slots)} to merge, {len(layout.aliases)} tied, {bench.template.dtype}"
     ]
+    lines += _vocabulary(bench.models)
     for task, split in bench.splits.items():
         target = bench.objective.targets[task]
         lines.append(
@@ -47,6 +49,19 @@ def describe_check(found: "Check") -> str:
             + ("" if count is None else f": {count} trials in about {count * seconds / 60:.0f} min")
         )
     return "\n".join(lines)
+
+
+def _vocabulary(models: Models) -> list[str]:
+    """Which tokens candidates have, in how many rows, and what the sources' differ in."""
+    found = models.vocabularies
+    if found is None or not models.layout.vocabulary:
+        return []
+    rows = models.layout.slots[models.layout.vocabulary[0]].shape[0]
+    padding = f", {rows - len(found.result)} rows of padding" if rows > len(found.result) else ""
+    return [
+        f"tokens   {len(found.result)}, vocabulary: {found.wanted}{padding}",
+        *(f"         {n}: {each.sentence()}" for n, each in found.differences().items()),
+    ]
 
 
 def describe_outcome(outcome: "Outcome") -> str:

@@ -15,13 +15,13 @@ from evomerge.architectures import place
 from evomerge.checkpoints.adapter import Adapter, is_adapter
 from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
+from evomerge.checkpoints.tokenizer import Vocabularies, read_vocabularies
 from evomerge.errors import UserError
 from evomerge.files import write_text
 from evomerge.merging.models import Models, differences, open_models
 from evomerge.methods.products import gram_of_deltas
 from evomerge.methods.statistics import inner_products
-from evomerge.recipe import BASE, Model, Recipe
+from evomerge.recipe import BASE, UNION, Model, Recipe
 
 _POWER_STEPS = 12
 _ALMOST_ONE = 0.9999
@@ -97,17 +97,14 @@ def _model(text: str) -> Model:
 
 
 def _problems(models: dict[str, Model]) -> list[str]:
-    """Every difference that headers, configurations and tokenizers show."""
+    """Every difference that headers and configurations show."""
     folders = {name: locate(model.path, model.revision) for name, model in models.items()}
     base = open_checkpoint(folders.pop(BASE))
-    vocabulary = load_tokenizer(base.folder) if has_tokenizer(base.folder) else None
     problems: list[str] = []
     for name, folder in folders.items():
         try:
             source = Adapter(folder, base) if is_adapter(folder) else open_checkpoint(folder)
             problems += differences(name, source, base)
-            if vocabulary is not None and has_tokenizer(source.folder):
-                check_same_vocabulary(name, load_tokenizer(source.folder), vocabulary)
         except UserError as error:
             problems.append(str(error))
     return problems
@@ -147,7 +144,10 @@ def _measured(models: Models, names: tuple[str, ...]) -> Inspection:
     copies = [(names[i], names[j]) for (i, j), count in distances.items() if count == 0]
     return Inspection(
         problems=(),
-        remarks=tuple(_remarks(found, pd.DataFrame(pairs), copies)),
+        remarks=(
+            *_remarks(found, pd.DataFrame(pairs), copies),
+            *_on_vocabularies(models.vocabularies),
+        ),
         vectors=found,
         pairs=pd.DataFrame(pairs),
     )
@@ -168,6 +168,30 @@ def _remarks(
         same_way = length and row["product"] / length > _ALMOST_ONE
         if same_way and (first, second) not in copies:
             remarks.append(f"{first} and {second} point the same way (cosine above 0.9999)")
+    return remarks
+
+
+def _on_vocabularies(found: Vocabularies | None) -> list[str]:
+    """How the sources' vocabularies differ from the base's, and which `vocabulary` helps."""
+    differences = {} if found is None else found.differences()
+    remarks = [f"{name}: its vocabulary {each.sentence()}" for name, each in differences.items()]
+    if found is None or not remarks:
+        return remarks
+    remarks.append(
+        "rows of embeddings and head are matched by token; all figures are of the base's"
+    )
+    adding = [name for name, each in differences.items() if each.added]
+    if adding:
+        folders = found.folders
+        try:
+            read_vocabularies(folders, UNION)
+            advice = "`vocabulary: union` keeps them all"
+        except UserError as error:
+            advice = f"no union: {error}".replace("vocabulary: union: ", "")
+        remarks.append(
+            "`vocabulary: base` (the default) leaves out what sources add; "
+            f"{advice}; `vocabulary: {adding[0]}` takes that source's tokenizer"
+        )
     return remarks
 
 

@@ -30,6 +30,9 @@ BASE = "base"
 MERGED = "merged"
 """The name under which a stack takes a layer that the recipe's rules make."""
 
+UNION = "union"
+"""The vocabulary that has the base's tokens, then what the sources add."""
+
 _HEADER = """\
 # A merge recipe of evomerge: all that is needed to make the same weights again.
 #   evomerge merge {name} OUT
@@ -162,6 +165,9 @@ class Recipe:
     """Key of the random masks."""
     dtype: DType = "bfloat16"
     """Precision of the merged weights; the arithmetic is float32, cast once."""
+    vocabulary: str = BASE
+    """Which tokens the merged model has, in which order: those of the base, of a source (by name),
+    or `union`: the base's, then what the sources add."""
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the weights; equal recipes, equal weights.
@@ -178,6 +184,8 @@ class Recipe:
                     del rule[key]  # as it was before rules had them
         if self.stack is None:
             del facts["stack"]
+        if self.vocabulary == BASE:
+            del facts["vocabulary"]  # as it was before recipes had one
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -201,6 +209,7 @@ class Recipe:
             },
             "seed": self.seed,
             "dtype": self.dtype,
+            **({} if self.vocabulary == BASE else {"vocabulary": self.vocabulary}),
             "rules": [_rule_mapping(rule) for rule in self.rules],
             **({} if self.stack is None else {"stack": [_piece_mapping(p) for p in self.stack]}),
         }
@@ -252,6 +261,7 @@ def _checked(recipe: Recipe, name: str) -> Recipe:
     ]
     for n, piece in enumerate(recipe.stack or ()):
         named.append((f"stack.{n}.source", piece.source, [*models, MERGED]))
+    named.append(("vocabulary", recipe.vocabulary, [BASE, UNION, *recipe.sources]))
     for where, source, known in named:
         if source not in known:
             raise UserError(f"{name}: {where}: {source!r}: {did_you_mean(source, known)}")

@@ -54,11 +54,11 @@ def test_every_difference_is_told_in_words_and_the_exit_code_is_1(tmp_path: Path
     shutil.copytree(FAMILY / "dial", tmp_path / "other")
     path = tmp_path / "other" / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "num_hidden_layers": 9, "vocab_size": 7}))
+    path.write_text(json.dumps({**config, "num_hidden_layers": 9, "hidden_size": 7}))
     done = CliRunner().invoke(app, ["inspect", BASE, str(tmp_path / "other")])
     assert done.exit_code == 1
     assert "depth: config.json says num_hidden_layers 9; the base has 4" in done.stdout
-    assert "vocabulary size: config.json says vocab_size 7" in done.stdout
+    assert "width: config.json says hidden_size 7" in done.stdout
 
 
 def test_the_command_writes_json_and_a_picture(tmp_path: Path) -> None:
