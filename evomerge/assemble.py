@@ -19,15 +19,17 @@ from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
 from evomerge.config import LoadedConfig, OverrideConfig, TaskConfig, range_of
 from evomerge.errors import CandidateError, UserError
+from evomerge.merging.calibration import calibrate, calibrated_sources, check_text, text_hash
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes
 from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
+from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
 from evomerge.methods.method import Parameter
-from evomerge.recipe import BASE, DType, Model, Recipe
+from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
@@ -135,11 +137,27 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     near = bench.device if bench.memory.placement == "device" else None
     bench.models.kept = KeptStatistics(statistics, hashes, near)
     bench.models.hold(bench.memory.placement, bench.device)
+    device_map = "auto" if config.device == "spread" else None
+
+    def prepare_activations(recipe: Recipe, sources: tuple[str, ...]) -> None:
+        calibrate(
+            recipe,
+            bench.models,
+            sources,
+            device=bench.device,
+            folder=statistics,
+            device_map=device_map,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    # Before the live model, so that a search holds one of them at a time.
+    if statistics and any("activations" in METHODS[m].needs for m in bench.space.methods):
+        prepare_activations(bench.template, tuple(bench.template.sources))
     workspace = Workspace(
         bench.models,
         dtype=getattr(torch, bench.template.dtype),
         device=bench.device,
-        device_map="auto" if config.device == "spread" else None,
+        device_map=device_map,
         trust_remote_code=config.trust_remote_code,
         run=bench.run,
     )
@@ -149,6 +167,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     ) -> tuple[Scorecard, Mapping[str, float]]:
         start = time.perf_counter()
         try:
+            prepare_activations(recipe, calibrated_sources(recipe))
             workspace.load(recipe)
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory while merging: {error}") from error
@@ -188,6 +207,8 @@ def identity(bench: Bench) -> dict[str, Any]:
         "dtype": bench.template.dtype,
         "batch_size": config.batch_size,
     }
+    if bench.template.calibration is not None:
+        facts["calibration"] = _plain(bench.template.calibration, without=("file",))
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
 
@@ -221,7 +242,19 @@ def _template(loaded: LoadedConfig) -> Recipe:
         rules=(),
         seed=config.seed,
         dtype=config.dtype or dtype_of(base),
+        calibration=_calibration(loaded),
     )
+
+
+def _calibration(loaded: LoadedConfig) -> Calibration | None:
+    calibration = loaded.config.calibration
+    if calibration is None:
+        return None
+    file = loaded.folder / Path(calibration.file).expanduser()
+    path = str(file.resolve()) if file.is_file() else calibration.file
+    located = dataclasses.replace(calibration, file=path)
+    check_text(located)
+    return dataclasses.replace(located, sha256=text_hash(located))
 
 
 def dtype_of(base: Model) -> DType:

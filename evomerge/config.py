@@ -17,7 +17,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
-from evomerge.recipe import BASE, DType, Model, parse_layers
+from evomerge.recipe import BASE, Calibration, DType, Model, parse_layers
 from evomerge.searching.groups import Blocks, Depth, Ends, Knots
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.space import Range
@@ -220,6 +220,7 @@ class SearchConfig:
     base: ModelField
     sources: Annotated[dict[str, ModelField], Field(min_length=1)]
     tasks: Annotated[dict[str, TaskConfig | None], Field(min_length=1)]
+    calibration: Calibration | None = None
     space: SpaceConfig = field(default_factory=SpaceConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
@@ -295,6 +296,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"space.methods: {name} merges at least {method.minimum_sources} models; got "
                 f"{count} source"
             )
+    problems += _calibration_problems(config, folder)
     for name, task in config.tasks.items():
         if task is not None and task.folder is not None and not (folder / task.folder).is_dir():
             problems.append(
@@ -310,6 +312,19 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{place}.{name}: no method of space.methods uses it; {did_you_mean(name, used)}"
             )
     return problems
+
+
+def _calibration_problems(config: SearchConfig, folder: Path) -> list[str]:
+    needing = [n for n in config.space.methods if "activations" in METHODS[n].needs]
+    if config.calibration is not None:
+        if not (folder / config.calibration.file).is_file():
+            return [f"calibration.file: {config.calibration.file} is no file; expected a text"]
+    elif needing:
+        return [
+            f"space.methods: {needing[0]} needs a text on which the sources are run; add "
+            "`calibration: {file: text.txt}` with a text like the task's documents"
+        ]
+    return []
 
 
 def range_of(ranges: dict[str, Any], name: str) -> Range | None:

@@ -148,7 +148,11 @@ def score(
         what = _unchanged(Path(what), loaded)
     recipe = what if isinstance(what, Recipe) else Recipe.read(Path(what))
     config_of_recipe = dataclasses.replace(
-        loaded.config, base=recipe.base, sources=recipe.sources, dtype=recipe.dtype
+        loaded.config,
+        base=recipe.base,
+        sources=recipe.sources,
+        dtype=recipe.dtype,
+        calibration=recipe.calibration or loaded.config.calibration,
     )
     bench = prepare(
         dataclasses.replace(loaded, config=config_of_recipe),
@@ -305,7 +309,7 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     return tuple(
         measure(method, count, dtype, bench.device, bench.run)
         for method in bench.space.methods
-        if METHODS[method].matrix is None
+        if METHODS[method].matrix is None and METHODS[method].solve is None
     )
 
 

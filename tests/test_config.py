@@ -37,6 +37,9 @@ def test_the_quickstart_is_valid() -> None:
         ("finalists: 1", "sampler: cmaes", "unknown sampler 'cmaes'; did you mean 'cma_es'"),
         ("finalists: 1", "finalists: 1\nfinalists: 2", "the key stands twice"),
         ("base:", "bass:", "base: is missing"),
+        ("[task_arithmetic]", "[regmean]", r"regmean needs a text .* `calibration: \{file: "),
+        ("finalists: 1", "calibration: {file: no.txt}", "calibration.file: no.txt is no file"),
+        ("finalists: 1", "calibration: {file: a, tokens: 0}", "calibration.tokens: .* got 0"),
     ],
 )
 def test_mistakes_are_named(small: Callable[..., Path], old: str, new: str, message: str) -> None:

@@ -10,9 +10,11 @@ from evomerge.checkpoints.adapter import Adapter, is_adapter
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
+from evomerge.merging.activations import Activations
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.layout import Layout, Slot, read_layout
 from evomerge.merging.placement import Placement
+from evomerge.methods.method import Inputs
 from evomerge.methods.statistics import Compute, TensorStatistics
 from evomerge.recipe import BASE, Recipe
 
@@ -32,6 +34,8 @@ class Models:
         self.base = base
         self.checkpoints: Mapping[str, Source] = {BASE: base, **sources}
         self.kept = KeptStatistics()
+        self.activations: Activations | None = None
+        """None before `calibrate`."""
         self._held: dict[tuple[str, str], torch.Tensor] = {}
         self._names: dict[str, dict[str, str]] = {}
         for name, checkpoint in self.checkpoints.items():
@@ -71,7 +75,12 @@ class Models:
         def keep(kind: str, of: tuple[int, ...], compute: Compute) -> Mapping[str, torch.Tensor]:
             return self.kept.get(kind, slot, tuple(names[operand] for operand in of), compute)
 
-        return TensorStatistics(operands=operands, keys=keys, keep=keep)
+        def inputs(source: int) -> Inputs | None:
+            if self.activations is None:
+                raise UserError("a method needs activations; expected `calibrate` to have run")
+            return self.activations.inputs(names[source], slot)
+
+        return TensorStatistics(operands=operands, keys=keys, keep=keep, inputs=inputs)
 
     def hold(self, placement: Placement, device: torch.device) -> None:
         """Keeps all tensors of all models in a device's memory, or pinned in the host's.
