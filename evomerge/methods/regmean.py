@@ -4,7 +4,7 @@ The linear weight whose outputs are nearest to those of the sources, each on its
 W = argmin Σ p_i ‖X_i Wᵀ − X_i W_iᵀ‖² has a closed form in the Gram matrices G_i = X_iᵀ X_i,
 W = (Σ p_i W_i G̃_i) (Σ p_i G̃_i)⁻¹, with G̃_i = α G_i + (1 − α) diag(G_i)        (eq. 2, section 3.3)
 
-α is `off_diagonal`. All other tensors are averaged: Σ p_i w_i ÷ Σ p_i. To each G̃_i 10⁻⁸ of the mean
+α is `off_diagonal`. All other tensors are averaged: Σ p_i w_i ÷ Σ p_i. To each G̃_i 10⁻⁶ of the mean
 of their diagonals is added, so that inputs that are never active take the average too.
 """
 
@@ -18,7 +18,7 @@ from evomerge.methods.parameters import WEIGHT, number, numbers
 from evomerge.methods.sums import weighted_sources
 
 _SMALLEST_SUM = 1e-6
-_RIDGE = 1e-8
+_RIDGE = 1e-6
 _TINY = 1e-30  # a ridge where nothing at all is active
 
 
@@ -44,8 +44,8 @@ def _solve(
         return None
     shares, device = _shares(parameters), sources[0].device
     flip = inputs[0].dim == 0
-    weights = [(source.T if flip else source).double() for source in sources]
-    grams = [each.gram.to(device).double() for each in inputs]
+    weights = [(source.T if flip else source).float() for source in sources]
+    grams = [each.gram.to(device).float() for each in inputs]
     merged = _regression(weights, grams, shares, number(parameters, "off_diagonal"))
     return merged.T if flip else merged
 
@@ -53,20 +53,18 @@ def _solve(
 def _regression(
     weights: list[torch.Tensor], grams: list[torch.Tensor], shares: list[float], alpha: float
 ) -> torch.Tensor:
-    """[out, in]: the average, plus what the equation adds to it.
+    """[out, in]: W_1 + (Σ p_i (W_i − W_1) G̃_i) (Σ p_i G̃_i)⁻¹, which is the equation.
 
-    Written so, the solution is as exact as it can be where sources or Gram matrices are equal.
+    Written so, one product less is needed, and equal sources leave nothing to round.
     """
-    average = sum(
-        (p * w for p, w in zip(shares, weights, strict=True)), torch.zeros_like(weights[0])
-    )
-    diagonals = [gram.diagonal().clone() for gram in grams]
-    ridge = _RIDGE * torch.stack(diagonals).mean() + _TINY
-    left, right = torch.zeros_like(average), torch.zeros_like(grams[0])
-    for share, weight, gram, diagonal in zip(shares, weights, grams, diagonals, strict=True):
+    mean = sum(float(gram.diagonal().mean()) for gram in grams) / len(grams)
+    ridge = _RIDGE * mean + _TINY
+    left, right = torch.zeros_like(weights[0]), torch.zeros_like(grams[0])
+    for i, (share, gram) in enumerate(zip(shares, grams, strict=True)):
         scaled = share * alpha * gram
-        scaled.diagonal().copy_(share * (diagonal + ridge))
-        left += (weight - average) @ scaled
+        scaled.diagonal().copy_(share * (gram.diagonal() + ridge))
+        if i > 0:
+            left += (weights[i] - weights[0]) @ scaled
         right += scaled
     factor, failed = torch.linalg.cholesky_ex(right)
     if failed:
@@ -74,7 +72,7 @@ def _regression(
             f"regmean: the sum of the Gram matrices is singular with off_diagonal {alpha:g}; "
             "expected a smaller one, or more calibration tokens than the layer has inputs"
         )
-    return average + torch.cholesky_solve(left.T, factor).T
+    return weights[0] + torch.cholesky_solve(left.T, factor).T
 
 
 REGMEAN = Method(

@@ -18,6 +18,7 @@ from evomerge.merging.models import Models, open_models
 from evomerge.merging.plan import merged_tensors, plan_merge
 from evomerge.merging.workspace import Workspace
 from evomerge.recipe import Calibration, Model, Rule
+from tests.checkpoints.test_adapter import make_adapter
 from tests.families import VOCABULARY, make_checkpoint
 
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart"
@@ -196,6 +197,25 @@ def test_what_the_folder_keeps_is_not_made_again(text: Path, tmp_path: Path) -> 
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert {path: now[path] for path in written} == written
     assert len(now) == 2 * len(written) == 2 * 2 * 16  # four inputs of four layers, two sources
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own
+def test_an_adapter_reads_the_text_as_the_model_that_it_makes(text: Path, tmp_path: Path) -> None:
+    base = QUICKSTART / "models" / "base"
+    adapter = make_adapter(base, tmp_path / "adapter")
+    alone = Rule(method="passthrough", sources=("adapter",))
+    sources = {"adapter": Model(path=str(adapter))}
+    asked = dataclasses.replace(recipe(text, alone, dtype="float32"), sources=sources)
+    sources["dense"] = Model(path=str(merge(asked, tmp_path / "dense", device="cpu")))
+    both = dataclasses.replace(asked, sources=sources)
+    opened = open_models(both)
+    calibrate(both, opened, ("adapter", "dense"), device=CPU)
+    assert opened.activations is not None
+    for slot in opened.layout.slots:
+        one, other = (opened.activations.inputs(name, slot) for name in ("adapter", "dense"))
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert torch.equal(one.gram, other.gram), slot
 
 
 def test_mistakes_are_told_with_what_to_do(text: Path, tmp_path: Path) -> None:
