@@ -17,7 +17,7 @@ FLOORS = [
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
     {"config", "starter", "inspection", "mergekit"},
-    {"assemble", "describe"},
+    {"assemble", "describe", "inspection_picture"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -38,7 +38,7 @@ DOORS = {
     "optuna": {"searching", "verbs.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
-    "matplotlib": {"report.py", "inspection.py"},
+    "matplotlib": {"report.py", "inspection_picture.py"},
     "typer": {"cli.py"},
 }
 
