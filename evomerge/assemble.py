@@ -356,6 +356,10 @@ def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:
         expected = template.model(name).sha256
         if expected not in (None, sha256):
             raise UserError(f"{name}: sha256 of the weights is {sha256}; expected {expected}")
+    first: dict[str, str] = {}
+    for name, sha256 in found.items():
+        if first.setdefault(sha256, name) != name:
+            log.warning("%s and %s have the same weights", first[sha256], name)
     return dataclasses.replace(
         template,
         base=dataclasses.replace(template.base, sha256=found[BASE]),

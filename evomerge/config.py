@@ -291,7 +291,9 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
             )
     for name in config.space.methods:
         method, count = METHODS[name], len(config.sources)
-        if count + 1 < method.minimum_sources:
+        # Methods of a few operands may also be given the base as one of them.
+        operands = count + (method.maximum_sources is not None)
+        if operands < method.minimum_sources:
             problems.append(
                 f"space.methods: {name} merges at least {method.minimum_sources} models; got "
                 f"{count} source"
@@ -311,7 +313,21 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
             problems.append(
                 f"{place}.{name}: no method of space.methods uses it; {did_you_mean(name, used)}"
             )
+        problems += _outside(place, ranges, config.space.methods)
     return problems
+
+
+def _outside(place: str, ranges: dict[str, Any], methods: tuple[str, ...]) -> list[str]:
+    """Ranges beyond what one of the methods takes: methods may differ in a parameter's limits."""
+    return [
+        f"{place}.{row.name}: got {end!r}, expected a number from {row.minimum:g} to "
+        f"{row.maximum:g} for {method}"
+        for method in methods
+        for row in METHODS[method].parameters
+        if row.name in ranges
+        for end in (ranges[row.name] if isinstance(ranges[row.name], list) else [ranges[row.name]])
+        if not row.minimum <= end <= row.maximum
+    ]
 
 
 def _calibration_problems(config: SearchConfig, folder: Path) -> list[str]:

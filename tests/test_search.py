@@ -183,6 +183,18 @@ def test_ctrl_c_finishes_the_trial_and_says_how_to_go_on(small: Small) -> None:
     assert read_run(folder).counts().keys() <= {"complete", "waiting"}
 
 
+def test_the_same_folder_twice_is_pointed_out(
+    small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = small()
+    again = path.read_text().replace(
+        "sources:\n", f"sources:\n  twin: {TASKS.parent}/models/dial\n"
+    )
+    path.write_text(again)
+    prepare(load_config(path), HashCache(tmp_path / "hashes.json"))
+    assert "twin and dial have the same weights" in caplog.text
+
+
 def test_candidates_come_and_go_and_bad_ones_are_named(small: Small, tmp_path: Path) -> None:
     bench = prepare(load_config(small(depth="layers")), HashCache(tmp_path / "hashes.json"))
     plain = baselines(bench.template)
