@@ -13,6 +13,7 @@ from evomerge.checkpoints.writer import new_folder, write_tensors
 from evomerge.errors import UserError
 from evomerge.exporting import RECIPE_FILE, pinned_recipe
 from evomerge.files import write_text
+from evomerge.merging.calibration import calibrate
 from evomerge.merging.models import check_hashes, open_models
 from evomerge.merging.modules import linear_weights
 from evomerge.merging.plan import merged_tensors
@@ -61,18 +62,25 @@ def merge_as_adapter(
     as for `merge`, and for models whose files name weights otherwise than their modules do.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
-    models = open_models(replace(recipe, dtype="float32"), trust_remote_code=trust_remote_code)
+    whole_recipe = replace(recipe, dtype="float32")
+    models = open_models(whole_recipe, trust_remote_code=trust_remote_code)
     check_hashes(models, recipe)
     if recipe.stack is not None:
         raise UserError(
             "a stack of layers has no place in an adapter on the base; export the full model "
             "instead (without --as-adapter)"
         )
+    calibrate(
+        whole_recipe,
+        models,
+        device=torch.device("cpu"),
+        trust_remote_code=trust_remote_code,
+    )
     linear = linear_weights(models.base.folder, trust_remote_code=trust_remote_code)
     tensors: dict[str, torch.Tensor] = {}
     errors: dict[str, float] = {}
     whole, targets = [], []
-    for name, merged in merged_tensors(replace(recipe, dtype="float32"), models):
+    for name, merged in merged_tensors(whole_recipe, models):
         slot = models.layout.slots[name]
         base = models.own(BASE, name).float()
         resized = merged.shape != base.shape  # another number of tokens

@@ -17,7 +17,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
-from evomerge.recipe import BASE, MERGED, UNION, DType, Model, parse_layers
+from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
 from evomerge.searching.groups import Blocks, Depth, Ends, Knots
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.space import Range
@@ -246,6 +246,7 @@ class SearchConfig:
     base: ModelField
     sources: Annotated[dict[str, ModelField], Field(min_length=1)]
     tasks: Annotated[dict[str, TaskConfig | None], Field(min_length=1)]
+    calibration: Calibration | None = None
     space: SpaceConfig = field(default_factory=SpaceConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
@@ -321,11 +322,14 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
         problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
     for name in config.space.methods:
         method, count = METHODS[name], len(config.sources)
-        if count + 1 < method.minimum_sources:
+        # Methods of a few operands may also be given the base as one of them.
+        operands = count + (method.maximum_sources is not None)
+        if operands < method.minimum_sources:
             problems.append(
                 f"space.methods: {name} merges at least {method.minimum_sources} models; got "
                 f"{count} source"
             )
+    problems += _calibration_problems(config, folder)
     for name, task in config.tasks.items():
         if task is not None and task.folder is not None and not (folder / task.folder).is_dir():
             problems.append(
@@ -340,6 +344,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
             problems.append(
                 f"{place}.{name}: no method of space.methods uses it; {did_you_mean(name, used)}"
             )
+        problems += _outside(place, ranges, config.space.methods)
     return problems
 
 
@@ -360,6 +365,32 @@ def _stack_problems(config: SearchConfig) -> list[str]:
     if config.device == "spread":
         problems.append("device: spread: a stack needs the live model on one device")
     return problems
+
+
+def _outside(place: str, ranges: dict[str, Any], methods: tuple[str, ...]) -> list[str]:
+    """Ranges beyond what one of the methods takes: methods may differ in a parameter's limits."""
+    return [
+        f"{place}.{row.name}: got {end!r}, expected a number from {row.minimum:g} to "
+        f"{row.maximum:g} for {method}"
+        for method in methods
+        for row in METHODS[method].parameters
+        if row.name in ranges
+        for end in (ranges[row.name] if isinstance(ranges[row.name], list) else [ranges[row.name]])
+        if not row.minimum <= end <= row.maximum
+    ]
+
+
+def _calibration_problems(config: SearchConfig, folder: Path) -> list[str]:
+    needing = [n for n in config.space.methods if "activations" in METHODS[n].needs]
+    if config.calibration is not None:
+        if not (folder / config.calibration.file).is_file():
+            return [f"calibration.file: {config.calibration.file} is no file; expected a text"]
+    elif needing:
+        return [
+            f"space.methods: {needing[0]} needs a text on which the sources are run; add "
+            "`calibration: {file: text.txt}` with a text like the task's documents"
+        ]
+    return []
 
 
 def range_of(ranges: dict[str, Any], name: str) -> Range | None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from evomerge.errors import UserError
 from evomerge.inspection import Inspection
 from evomerge.merging.models import Models
@@ -154,20 +156,26 @@ def describe_inspection(found: Inspection, *, full: bool = False) -> str:
     """Problems, or a table of task vectors per layer."""
     if found.problems:
         return "\n".join(["these cannot be merged:", *(f"- {each}" for each in found.problems)])
-    table = found.table(full=full)
+    lines = [
+        "these can be merged. Per layer: size of each task vector beside the base's weights, mean",
+        "cosine between task vectors, share of entries with opposed signs, mean rank of matrices",
+        "",
+        _rows(found.table(full=full)),
+    ]
+    if full and len(found.pairs):
+        lines += ["", "cosine between task vectors, pair by pair", "", _rows(found.cosines())]
+    return "\n".join([*lines, *(["", *found.remarks] if found.remarks else [])])
+
+
+def _rows(table: pd.DataFrame) -> str:
+    """A table by layer, in figures."""
     rows = [list(table.columns)]
     for record in table.to_dict("records"):
         layer = int(record.pop("layer"))
         cells = ["ends" if layer < 0 else str(layer)]
         cells += ["" if value != value else _figure(value) for value in record.values()]
         rows.append(cells)
-    lines = [
-        "these can be merged. Per layer: size of each task vector beside the base's weights,",
-        "mean cosine between task vectors, share of entries with opposed signs, stable rank",
-        "",
-        align(rows),
-    ]
-    return "\n".join([*lines, *(["", *found.remarks] if found.remarks else [])])
+    return align(rows)
 
 
 def _figure(value: object) -> str:

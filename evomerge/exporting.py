@@ -13,6 +13,7 @@ from evomerge.checkpoints.tokenizer import copy_tokenizer
 from evomerge.checkpoints.writer import Spec, new_folder, write_weights
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
+from evomerge.merging.calibration import calibrate, text_hash
 from evomerge.merging.models import Models, check_hashes, open_models
 from evomerge.merging.placement import choose_device
 from evomerge.merging.plan import merged_tensors, plan_merge
@@ -38,6 +39,7 @@ def merge(
     trust_remote_code: bool = False,
     device: str = "auto",
     beside: Mapping[str, str] | None = None,
+    statistics: Path | None = None,
 ) -> Path:
     """Writes the recipe's checkpoint to the folder `out` and returns it.
 
@@ -46,7 +48,8 @@ def merge(
     memory. The weights are those that a search with this recipe scores, bit by bit on one kind of
     device.
     device: where to merge (auto: the first GPU, else the CPU). beside: further text files, the
-    card's README.md among them. UserError if `out` exists (unless `force`), cannot be written, or
+    card's README.md among them. statistics: the folder of a run, which may hold activations that
+    the recipe needs. UserError if `out` exists (unless `force`), cannot be written, or
     the recipe does not fit its models.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
@@ -58,6 +61,7 @@ def merge(
     run, reason = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
     log.info("merging %s: %s", place, reason)
     recipe = pinned_recipe(recipe, models)
+    calibrate(recipe, models, device=place, folder=statistics, trust_remote_code=trust_remote_code)
     out = Path(out)
     try:
         with new_folder(out, force=force) as folder:
@@ -109,6 +113,7 @@ def export(
         trust_remote_code=trust_remote_code,
         device=device,
         beside={"README.md": card, SAMPLES: json.dumps(samples)},
+        statistics=folder.statistics,
     )
 
 
@@ -172,7 +177,7 @@ def _with_vocabulary(settings: Mapping[str, Any], models: Models) -> dict[str, A
 
 
 def pinned_recipe(recipe: Recipe, models: Models) -> Recipe:
-    """The recipe with every model's hash and, for local models, absolute path."""
+    """The recipe with every model's and text's hash and, where it is local, absolute path."""
 
     def pinned(name: str) -> Any:
         model, checkpoint = recipe.model(name), models.checkpoints[name]
@@ -183,6 +188,16 @@ def pinned_recipe(recipe: Recipe, models: Models) -> Recipe:
             sha256=model.sha256 or checkpoint.sha256(),
         )
 
+    calibration = recipe.calibration
+    if calibration is not None:
+        calibration = replace(
+            calibration,
+            file=str(Path(calibration.file).resolve()),
+            sha256=calibration.sha256 or text_hash(calibration),
+        )
     return replace(
-        recipe, base=pinned(BASE), sources={name: pinned(name) for name in recipe.sources}
+        recipe,
+        base=pinned(BASE),
+        sources={name: pinned(name) for name in recipe.sources},
+        calibration=calibration,
     )

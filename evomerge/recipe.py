@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
@@ -150,6 +150,22 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The text that sources read for methods that ask for their activations."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    file: str
+    """Plain text, UTF-8."""
+    sha256: str | None = None
+    """Hash of the file; where it is given, another text is refused."""
+    tokens: Annotated[int, Field(ge=1)] = 8192
+    """How many of its first tokens are used; all of a shorter text."""
+    length: Annotated[int, Field(ge=2)] = 512
+    """Tokens per sequence; at most what the model has positions for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """The frozen result of one proposal, or what a person wrote."""
 
@@ -168,6 +184,8 @@ class Recipe:
     vocabulary: str = BASE
     """Which tokens the merged model has, in which order: those of the base, of a source (by name),
     or `union`: the base's, then what the sources add."""
+    calibration: Calibration | None = None
+    """Needed by methods that ask for activations."""
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the weights; equal recipes, equal weights.
@@ -178,6 +196,10 @@ class Recipe:
         for model in (facts["base"], *facts["sources"].values()):
             if model["sha256"]:
                 del model["path"], model["revision"]
+        if facts["calibration"] is None:
+            del facts["calibration"]  # as it was before recipes had one
+        elif facts["calibration"]["sha256"]:
+            del facts["calibration"]["file"]
         for rule in facts["rules"]:
             for key in ("lines", "tensors"):
                 if rule[key] is None:
@@ -210,9 +232,15 @@ class Recipe:
             "seed": self.seed,
             "dtype": self.dtype,
             **({} if self.vocabulary == BASE else {"vocabulary": self.vocabulary}),
+            **self._calibration_mapping(),
             "rules": [_rule_mapping(rule) for rule in self.rules],
             **({} if self.stack is None else {"stack": [_piece_mapping(p) for p in self.stack]}),
         }
+
+    def _calibration_mapping(self) -> dict[str, Any]:
+        if self.calibration is None:
+            return {}
+        return {"calibration": _without_none(dataclasses.asdict(self.calibration))}
 
     def to_yaml(self) -> str:
         """The recipe as people read it."""
@@ -245,8 +273,12 @@ class Recipe:
             beside = path.parent / model.path
             return dataclasses.replace(model, path=str(beside)) if beside.exists() else model
 
+        calibration = recipe.calibration
+        if calibration is not None and (beside := path.parent / calibration.file).exists():
+            calibration = dataclasses.replace(calibration, file=str(beside))
         return dataclasses.replace(
             recipe,
+            calibration=calibration,
             base=located(recipe.base),
             sources={name: located(model) for name, model in recipe.sources.items()},
         )

@@ -154,6 +154,7 @@ def score(
         sources=recipe.sources,
         dtype=recipe.dtype,
         vocabulary=recipe.vocabulary,
+        calibration=recipe.calibration or loaded.config.calibration,
     )
     bench = prepare(
         dataclasses.replace(loaded, config=config_of_recipe),
@@ -313,7 +314,7 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     return tuple(
         measure(method, count, dtype, bench.device, bench.run)
         for method in bench.space.methods
-        if METHODS[method].matrix is None
+        if METHODS[method].matrix is None and METHODS[method].solve is None
     )
 
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
     {"config", "starter", "inspection", "mergekit"},
-    {"assemble", "spaces", "describe"},
+    {"assemble", "spaces", "describe", "inspection_picture"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -40,7 +40,7 @@ DOORS = {
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},
-    "matplotlib": {"report.py", "inspection.py"},
+    "matplotlib": {"report.py", "inspection_picture.py"},
     "typer": {"cli.py"},
 }
 

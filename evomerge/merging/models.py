@@ -13,11 +13,13 @@ from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint, TensorInfo
 from evomerge.checkpoints.tokenizer import Vocabularies, read_vocabularies
 from evomerge.errors import UserError
+from evomerge.merging.activations import Activations
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.layout import Layout, read_layout
 from evomerge.merging.placement import Placement
 from evomerge.merging.rows import read_rows, resized
 from evomerge.merging.stacking import Stacks
+from evomerge.methods.method import Inputs
 from evomerge.methods.statistics import Compute, TensorStatistics
 from evomerge.recipe import BASE, Recipe
 
@@ -48,6 +50,8 @@ class Models:
         self.base = base
         self.checkpoints: Mapping[str, Source] = {BASE: base, **sources}
         self.kept = KeptStatistics()
+        self.activations: Activations | None = None
+        """None before `calibrate`."""
         self._held: dict[tuple[str, str], torch.Tensor] = {}
         self._moved: dict[tuple[str, str], torch.Tensor] = {}
         self._names: dict[str, dict[str, str]] = {}
@@ -112,7 +116,12 @@ class Models:
                 kind = f"{kind}_{self._rows.digest}"
             return self.kept.get(kind, slot, tuple(names[operand] for operand in of), compute)
 
-        return TensorStatistics(operands=operands, keys=keys, keep=keep)
+        def inputs(source: int) -> Inputs | None:
+            if self.activations is None:
+                raise UserError("a method needs activations; expected `calibrate` to have run")
+            return self.activations.inputs(names[source], slot)
+
+        return TensorStatistics(operands=operands, keys=keys, keep=keep, inputs=inputs)
 
     @property
     def digest(self) -> str | None:

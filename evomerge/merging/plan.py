@@ -45,6 +45,7 @@ def _plan_rules(recipe: Recipe, models: Models) -> dict[str, Job]:
     for number, rule in enumerate(recipe.rules):
         try:
             resolved.append(_resolve(rule, models))
+            _check_needs(recipe, resolved[-1][0])
         except UserError as error:
             raise UserError(f"rules.{number} ({rule.label()}): {error}") from None
     used: set[int] = set()
@@ -199,6 +200,14 @@ def _resolve(rule: Rule, models: Models) -> tuple[Method, dict[str, Value]]:
             "method of task vectors"
         )
     return method, check_parameters(method, given, len(rule.sources))
+
+
+def _check_needs(recipe: Recipe, method: Method) -> None:
+    if "activations" in method.needs and recipe.calibration is None:
+        raise UserError(
+            f"{method.name} needs a text on which the sources are run; expected `calibration: "
+            "{file: text.txt}` in the recipe"
+        )
 
 
 def _with_lines(

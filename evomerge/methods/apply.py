@@ -108,6 +108,10 @@ def merge_tensor(
         out = torch.empty(base.shape, dtype=out_dtype or base.dtype, device=device)
     if method.matrix is not None and base.dim() == 2:
         return _composed(method, base, parameters, statistics, out)
+    if method.solve is not None:
+        solved = method.solve(sources, parameters, statistics)
+        if solved is not None:
+            return out.copy_(solved)
     scalars = scalar_tensors(method.coefficients(parameters, statistics), device)
     aids = method.aids(parameters, statistics) if method.aids is not None else ()
     # A strided view cannot be flattened in place: it is filled at the end, without a second cast.

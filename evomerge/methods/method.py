@@ -65,6 +65,15 @@ class Parameter:
     """Grid on which a search proposes values; None: continuous."""
 
 
+class Inputs(NamedTuple):
+    """What a linear layer of one source was fed on the calibration text."""
+
+    gram: torch.Tensor
+    """XᵀX [in, in], float32, of the inputs X [tokens, in]; on any device."""
+    dim: int
+    """Dimension of the weight that meets the inputs: 1 of [out, in], 0 of [in, out]."""
+
+
 Once = Callable[..., Mapping[str, torch.Tensor]]
 """(*operands) -> named tensors."""
 
@@ -113,8 +122,15 @@ class Statistics(Protocol):
         """62-bit key of this recipe's random mask for the source, counted from 1."""
         ...
 
+    def activations(self, source: int) -> Inputs | None:
+        """The source's inputs to this weight, source counted from 1; None for tensors that are no
+        linear layer's weight."""
+        ...
 
-Need = Literal["gram", "thresholds", "mask", "row ranks", "variances", "overlaps", "factors"]
+
+Need = Literal[
+    "gram", "thresholds", "mask", "row ranks", "variances", "overlaps", "factors", "activations"
+]
 
 Coefficients = Callable[[Mapping[str, Value], Statistics], Scalars]
 Combine = Callable[[Operands, Mapping[str, torch.Tensor]], torch.Tensor]
@@ -138,6 +154,14 @@ class Matrix:
     """(factors, parameters) -> the merged task vector, float32 [m, n], to be added to the base."""
 
 
+Solve = Callable[
+    [tuple[torch.Tensor, ...], Mapping[str, Value], Statistics],
+    torch.Tensor | None,
+]
+"""(sources as stored, parameters, statistics) -> the merged tensor, float32 or float64; None for
+tensors that go through `combine`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """One row of METHODS."""
@@ -155,6 +179,7 @@ class Method:
     maximum_sources: int | None = None
     aids: Aids | None = None
     matrix: Matrix | None = None
+    solve: Solve | None = None
     needs: frozenset[Need] = frozenset()
     """Which statistics it asks for; `mask`: the keys of random masks."""
 
