@@ -63,6 +63,11 @@ def merge_as_adapter(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
     models = open_models(replace(recipe, dtype="float32"), trust_remote_code=trust_remote_code)
     check_hashes(models, recipe)
+    if recipe.stack is not None:
+        raise UserError(
+            "a stack of layers has no place in an adapter on the base; export the full model "
+            "instead (without --as-adapter)"
+        )
     linear = linear_weights(models.base.folder, trust_remote_code=trust_remote_code)
     tensors: dict[str, torch.Tensor] = {}
     errors: dict[str, float] = {}

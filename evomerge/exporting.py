@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.checkpoints.source import Checkpoint, read_json
+from evomerge.checkpoints.source import read_json
 from evomerge.checkpoints.tokenizer import FILES
 from evomerge.checkpoints.writer import Spec, new_folder, write_weights
 from evomerge.errors import UserError, did_you_mean
@@ -62,7 +62,7 @@ def merge(
     try:
         with new_folder(out, force=force) as folder:
             write_weights(folder, specs, merged_tensors(recipe, models, place, run))
-            _write_configuration(folder, models.base, recipe)
+            _write_configuration(folder, models, recipe)
             for name, text in {"README.md": model_card(recipe, out.name), **(beside or {})}.items():
                 write_text(folder / name, text)
             recipe.write(folder / RECIPE_FILE)
@@ -138,10 +138,13 @@ def _trial(records: Sequence[TrialRecord], number: int) -> TrialRecord:
     return known[number]
 
 
-def _write_configuration(folder: Path, base: Checkpoint, recipe: Recipe) -> None:
-    """config.json with the recipe's dtype; everything else as the base has it."""
+def _write_configuration(folder: Path, models: Models, recipe: Recipe) -> None:
+    """config.json with the recipe's dtype and depth; everything else as the base has it."""
+    base = models.base
     config: Mapping[str, Any] = read_json(base.folder / "config.json")
     config = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
+    if (stack := recipe.layers_of_stack()) is not None:
+        config = models.stacks.changes(stack, config)
     write_text(folder / "config.json", json.dumps({**config, "dtype": recipe.dtype}, indent=2))
     for pattern in (*FILES, "generation_config.json"):
         for path in sorted(base.folder.glob(pattern)):

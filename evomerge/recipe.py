@@ -27,6 +27,9 @@ ParameterValue = bool | float | dict[str, float]
 BASE = "base"
 """The name under which a rule may list the base model among its sources."""
 
+MERGED = "merged"
+"""The name under which a stack takes a layer that the recipe's rules make."""
+
 _HEADER = """\
 # A merge recipe of evomerge: all that is needed to make the same weights again.
 #   evomerge merge {name} OUT
@@ -34,23 +37,29 @@ _HEADER = """\
 """
 
 
-def parse_layers(value: Any) -> Any:
-    """`3`, `"0-3,7"` or a list of numbers -> sorted tuple of layer numbers; None stays None."""
+def parse_sequence(value: Any) -> Any:
+    """`3`, `"0-3,7"` or a list of numbers -> tuple of layer numbers, as given; None stays None."""
     if value is None or isinstance(value, tuple):
         return value
-    layers: set[int] = set()
+    layers: list[int] = []
     for piece in value if isinstance(value, list) else str(value).split(","):
         first, _, last = str(piece).strip().partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or len(first + last) > 8:
             raise ValueError(f"expected layers such as 5, 0-3 or 0-3,7, got {value!r}")
-        layers.update(range(int(first), int(last or first) + 1))
+        layers += range(int(first), int(last or first) + 1)
     if not layers:
         raise ValueError(f"expected at least one layer, got {value!r}")
-    return tuple(sorted(layers))
+    return tuple(layers)
+
+
+def parse_layers(value: Any) -> Any:
+    """As `parse_sequence`, sorted and each number once."""
+    layers = parse_sequence(value)
+    return layers if value is None or isinstance(value, tuple) else tuple(sorted(set(layers)))
 
 
 def format_layers(layers: tuple[int, ...]) -> str:
-    """(0, 1, 2, 3, 7) -> "0-3,7"."""
+    """(0, 1, 2, 3, 7) -> "0-3,7", in the given order."""
     pieces: list[list[int]] = []
     for layer in layers:
         if pieces and layer == pieces[-1][-1] + 1:
@@ -124,6 +133,20 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Successive layers of a stack, all of one model."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    source: str
+    """Name of a source, `base`, or `merged`: what the recipe's rules make of the layer."""
+    layers: Annotated[tuple[int, ...], BeforeValidator(parse_sequence)]
+    """Which layers, in the order in which they are stacked; repeats are allowed."""
+    scale: float = 1.0
+    """Factor on the projections that write to the residual stream (o_proj, down_proj, ...)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """The frozen result of one proposal, or what a person wrote."""
 
@@ -132,6 +155,9 @@ class Recipe:
     base: Model
     sources: dict[str, Model]
     rules: tuple[Rule, ...]
+    stack: tuple[Piece, ...] | None = None
+    """The layers of the result, first to last; None: those of the base, each in its place. Rules
+    make what lies outside the layers, and the layers that the stack takes from `merged`."""
     seed: int = 0
     """Key of the random masks."""
     dtype: DType = "bfloat16"
@@ -150,12 +176,20 @@ class Recipe:
             for key in ("lines", "tensors"):
                 if rule[key] is None:
                     del rule[key]  # as it was before rules had them
+        if self.stack is None:
+            del facts["stack"]
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def model(self, name: str) -> Model:
         """The model that a rule calls `name`."""
         return self.base if name == BASE else self.sources[name]
+
+    def layers_of_stack(self) -> tuple[int, ...] | None:
+        """For each layer of the result, the layer it was taken from; None without a stack."""
+        if self.stack is None:
+            return None
+        return tuple(layer for piece in self.stack for layer in piece.layers)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain dictionaries and lists, as in recipe.yaml and in trial records."""
@@ -168,6 +202,7 @@ class Recipe:
             "seed": self.seed,
             "dtype": self.dtype,
             "rules": [_rule_mapping(rule) for rule in self.rules],
+            **({} if self.stack is None else {"stack": [_piece_mapping(p) for p in self.stack]}),
         }
 
     def to_yaml(self) -> str:
@@ -209,11 +244,19 @@ class Recipe:
 
 
 def _checked(recipe: Recipe, name: str) -> Recipe:
-    for number, rule in enumerate(recipe.rules):
-        for source in rule.sources:
-            if source != BASE and source not in recipe.sources:
-                hint = did_you_mean(source, [*recipe.sources, BASE])
-                raise UserError(f"{name}: rules.{number}.sources: {source!r}: {hint}")
+    models = [*recipe.sources, BASE]
+    named = [
+        (f"rules.{n}.sources", source, models)
+        for n, rule in enumerate(recipe.rules)
+        for source in rule.sources
+    ]
+    for n, piece in enumerate(recipe.stack or ()):
+        named.append((f"stack.{n}.source", piece.source, [*models, MERGED]))
+    for where, source, known in named:
+        if source not in known:
+            raise UserError(f"{name}: {where}: {source!r}: {did_you_mean(source, known)}")
+    if MERGED in recipe.sources and recipe.stack is not None:
+        raise UserError(f"{name}: sources.{MERGED}: means the result of the rules in a stack")
     return recipe
 
 
@@ -236,6 +279,11 @@ def _rule_mapping(rule: Rule) -> dict[str, Any]:
         "sources": list(rule.sources),
         "parameters": dict(rule.parameters),
     }
+
+
+def _piece_mapping(piece: Piece) -> dict[str, Any]:
+    scale = {} if piece.scale == 1.0 else {"scale": piece.scale}
+    return {"source": piece.source, "layers": format_layers(piece.layers), **scale}
 
 
 class _Dumper(yaml.SafeDumper):

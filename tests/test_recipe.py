@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import UserError
-from evomerge.recipe import Model, Recipe, Rule, format_layers, parse_layers
+from evomerge.recipe import Model, Piece, Recipe, Rule, format_layers, parse_layers
 
 RECIPE = Recipe(
     base=Model(path="models/base", sha256="00"),
@@ -30,6 +30,19 @@ RECIPE = Recipe(
 def test_text_and_back() -> None:
     assert Recipe.from_yaml(RECIPE.to_yaml()) == RECIPE
     assert Recipe.from_mapping(RECIPE.to_mapping()) == RECIPE
+
+
+def test_a_stack_keeps_the_order_and_repeats_of_its_layers() -> None:
+    pieces = (
+        Piece(source="a", layers=(0, 1, 2, 1)),
+        Piece(source="merged", layers=(2, 7, 3), scale=0.5),
+    )
+    stacked = replace(RECIPE, stack=pieces)
+    assert Recipe.from_yaml(stacked.to_yaml()) == stacked
+    assert "layers: 0-2,1" in stacked.to_yaml()
+    assert stacked.fingerprint() != RECIPE.fingerprint()
+    with pytest.raises(UserError, match=r"stack\.1\.source: 'merge': did you mean 'merged'"):
+        Recipe.from_yaml(stacked.to_yaml().replace("merged", "merge"))
 
 
 def test_file_and_back_with_relative_paths(tmp_path: Path) -> None:

@@ -61,3 +61,11 @@ END_RULES: tuple[tuple[str, EndPart], ...] = (
     (r".*norm.*|ln_f|ln_out", "final_norm"),
 )
 """Rules for names without a layer."""
+
+WRITERS = (
+    r"(o_proj|out_proj|dense|c_proj|wo|down_proj|dense_4h_to_h|fc2|fc_out|w2|output_linear)(_bias)?"
+)
+"""Components of the projections by which a layer writes to the residual stream."""
+
+NORMS_AFTER_WRITERS = r"post_(feedforward|mlp|self_attn)_(layer)?norm"
+"""Norms between such a projection and the residual stream, which undo a scale of the projection."""

@@ -39,7 +39,7 @@ def _fetch(
     streams: dict[torch.device, torch.cuda.Stream],
 ) -> Fetched:
     device = devices[job.slot.name]
-    operands = models.operands(job.slot.name, job.sources)
+    operands = models.operands(job.origin, job.sources)
     if all(tensor.device == device for tensor in operands):
         return operands, None
     if device.type != "cuda":

@@ -13,6 +13,7 @@ from evomerge.errors import UserError
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.layout import Layout, Slot, read_layout
 from evomerge.merging.placement import Placement
+from evomerge.merging.stacking import Stacks
 from evomerge.methods.statistics import Compute, TensorStatistics
 from evomerge.recipe import BASE, Recipe
 
@@ -27,8 +28,16 @@ class Models:
     Raises UserError for sources of another architecture, depth, shape or set of tensors.
     """
 
-    def __init__(self, base: Checkpoint, sources: Mapping[str, Source], layout: Layout) -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        sources: Mapping[str, Source],
+        layout: Layout,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.layout = layout
+        self.stacks = Stacks(base.folder, layout, trust_remote_code)
         self.base = base
         self.checkpoints: Mapping[str, Source] = {BASE: base, **sources}
         self.kept = KeptStatistics()
@@ -142,7 +151,7 @@ def open_models(
     for name, checkpoint in sources.items():
         check_architecture(name, checkpoint, base)
     layout = read_layout(base.folder, DTYPES[recipe.dtype], trust_remote_code)
-    return Models(base, sources, layout)
+    return Models(base, sources, layout, trust_remote_code=trust_remote_code)
 
 
 def check_hashes(models: Models, recipe: Recipe) -> None:

@@ -1,10 +1,11 @@
 """A recipe and opened models -> one job per tensor; every mistake in a recipe is raised here."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
-from evomerge.architectures import Place, place
+from evomerge.architectures import Place, check_scalable, place, writes_to_residual
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.feed import feed
 from evomerge.merging.job import Job
@@ -15,19 +16,31 @@ from evomerge.methods.apply import Pass, chunked, merge_tensor
 from evomerge.methods.method import Method, Value
 from evomerge.methods.parameters import check_parameters
 from evomerge.methods.parameters import number as number_of
-from evomerge.recipe import Recipe, Rule
+from evomerge.methods.passthrough import PASSTHROUGH
+from evomerge.recipe import MERGED, Piece, Recipe, Rule
 from evomerge.seeding import mask_key
 
 _READ_BEFORE_FORGETTING = 2**28  # bytes of memory-mapped files
 
 
 def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
-    """One job per slot, in the layout's order; reads no weights.
+    """One job per tensor of the result, in the order in which they are written; reads no weights.
 
     UserError for an unknown method or parameter, a value out of bounds, a source that the models
-    lack, a tensor that no rule or more than one covers, a rule that covers nothing, and weights
-    whose hash is not the recipe's.
+    lack, a tensor that no rule or more than one covers, a rule that covers nothing, and a stack
+    that the base's architecture does not allow.
     """
+    jobs = _plan_rules(recipe, models)
+    if recipe.stack is not None:
+        return _plan_stack(recipe, jobs, models)
+    for name in models.layout.slots:
+        if name not in jobs:
+            raise _covered_by(name, "no rule")
+    return tuple(jobs.values())
+
+
+def _plan_rules(recipe: Recipe, models: Models) -> dict[str, Job]:
+    """By name, the jobs of all slots that a rule covers, each in its own place."""
     resolved = []
     for number, rule in enumerate(recipe.rules):
         try:
@@ -35,7 +48,7 @@ def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
         except UserError as error:
             raise UserError(f"rules.{number} ({rule.label()}): {error}") from None
     used: set[int] = set()
-    jobs = []
+    jobs = {}
     last = max((place(name).layer or 0 for name in models.layout.slots), default=0)
     for slot in models.layout.slots.values():
         where = place(slot.name)
@@ -44,24 +57,55 @@ def plan_merge(recipe: Recipe, models: Models) -> tuple[Job, ...]:
             for n, rule in enumerate(recipe.rules)
             if rule.covers(where.layer, where.part, slot.name)
         ]
-        if len(covering) != 1:
-            rules = ", ".join(recipe.rules[n].label() for n in covering) or "no rule"
-            layer = "outside the layers" if where.layer is None else f"layer {where.layer}"
-            raise UserError(
-                f"tensor {slot.name} ({layer}, {where.part}) is covered by {rules}; expected "
-                "exactly one rule: change layers or parts of the recipe's rules"
-            )
+        if len(covering) > 1:
+            raise _covered_by(slot.name, ", ".join(recipe.rules[n].label() for n in covering))
         used |= set(covering)
-        rule = recipe.rules[covering[0]]
-        method, parameters = resolved[covering[0]]
-        jobs.append(_job(slot, recipe, rule, method, _with_lines(rule, parameters, where, last)))
+        for number in covering:
+            rule, (method, parameters) = recipe.rules[number], resolved[number]
+            scaled = _with_lines(rule, parameters, where, last)
+            jobs[slot.name] = _job(slot, recipe, rule, method, scaled)
     if idle := sorted(set(range(len(recipe.rules))) - used):
         rule = recipe.rules[idle[0]]
         raise UserError(
             f"rules.{idle[0]} ({rule.label()}) covers no tensor of this model; the model's layers "
             "and parts are listed by `evomerge check`"
         )
+    return jobs
+
+
+def _plan_stack(recipe: Recipe, merged: Mapping[str, Job], models: Models) -> tuple[Job, ...]:
+    """Jobs of a stacked model; those of `merged` for its ends and for the layers it takes there."""
+    stack = recipe.stack or ()
+    pieces: list[Piece | None] = [piece for piece in stack for _ in piece.layers]
+    for number, part in enumerate(stack):
+        if part.source != MERGED and part.source not in models.checkpoints:
+            raise UserError(f"stack.{number}: source {part.source!r} is not among the models")
+    layout, origins = models.stacks.layout(recipe.layers_of_stack() or ())
+    if any(part.scale != 1.0 for part in stack):
+        check_scalable([name for name in models.layout.slots if place(name).layer == 0])
+    jobs = []
+    for slot in layout.slots.values():
+        layer, origin = place(slot.name).layer, origins[slot.name]
+        piece = None if layer is None else pieces[layer]
+        if piece is None or piece.source == MERGED:
+            if origin not in merged:
+                raise _covered_by(origin, "no rule")
+            job = replace(merged[origin], slot=slot)
+        else:
+            job = _passed_through(slot, origin, piece.source)
+        if piece is not None and writes_to_residual(slot.name):
+            job = replace(job, scale=piece.scale)
+        jobs.append(job)
     return tuple(jobs)
+
+
+def _covered_by(name: str, rules: str) -> UserError:
+    where = place(name)
+    layer = "outside the layers" if where.layer is None else f"layer {where.layer}"
+    return UserError(
+        f"tensor {name} ({layer}, {where.part}) is covered by {rules}; expected "
+        "exactly one rule: change layers or parts of the recipe's rules"
+    )
 
 
 def merge_job(
@@ -80,16 +124,21 @@ def merge_job(
     """
     if job.method is None:
         return operands[0] if out is None else out.copy_(operands[0])
-    return merge_tensor(
+    whole = job.scale == 1.0  # otherwise scaled in float32, and cast once
+    merged = merge_tensor(
         job.method,
         operands[0],
         operands[1:],
         job.parameters,
-        models.statistics(job.slot.name, job.sources, operands, job.keys),
-        out=out,
-        out_dtype=job.slot.dtype,
+        models.statistics(job.origin, job.sources, operands, job.keys),
+        out=out if whole else None,
+        out_dtype=job.slot.dtype if whole else torch.float32,
         run=run,
     )
+    if whole:
+        return merged
+    scaled = merged.mul_(job.scale)
+    return scaled.to(job.slot.dtype) if out is None else out.copy_(scaled)
 
 
 def merged_tensors(
@@ -165,8 +214,20 @@ def _job(
     keys = tuple(mask_key(recipe.seed, slot.name, source) for source in rule.sources)
     return Job(
         slot=slot,
+        origin=slot.name,
         method=method if slot.dtype.is_floating_point else None,
         sources=rule.sources,
         parameters=parameters,
         keys=keys if "mask" in method.needs else (),
+    )
+
+
+def _passed_through(slot: Slot, origin: str, source: str) -> Job:
+    return Job(
+        slot=slot,
+        origin=origin,
+        method=PASSTHROUGH if slot.dtype.is_floating_point else None,
+        sources=(source,),
+        parameters=check_parameters(PASSTHROUGH, {}, 1),
+        keys=(),
     )

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from evomerge.architectures import place
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.feed import feed
 from evomerge.merging.job import Job
-from evomerge.merging.layout import live_views
+from evomerge.merging.layout import Layout, live_views
 from evomerge.merging.models import Models
 from evomerge.merging.plan import check_finite, merge_job, plan_merge
+from evomerge.merging.stacking import LayerPool, Stack
 from evomerge.methods.apply import Pass, chunked
 from evomerge.recipe import BASE, Recipe
 
@@ -51,9 +53,11 @@ class Workspace:
         """Fingerprint of the recipe whose weights are in the model; None while it is written."""
         self._models = models
         self._run = run
-        self._views = live_views(self.model, models.layout)
-        self._devices = {name: view.device for name, view in self._views.items()}
+        self._stackable = device_map is None
+        self._pool: LayerPool | None = None
+        self._stack: Stack | None = None
         self._written: dict[str, Job] = {}
+        self._look(models.layout)
 
     @torch.no_grad()
     def load(self, recipe: Recipe) -> None:
@@ -67,6 +71,7 @@ class Workspace:
             return
         jobs = plan_merge(recipe, self._models)
         self.holds = None
+        self._arrange(recipe)
         changed = [job for job in jobs if self._written.get(job.slot.name) != job]
         finite = {}
         for job, operands in feed(changed, self._models, self._devices):
@@ -82,3 +87,29 @@ class Workspace:
             self._written.clear()
             raise
         self.holds = fingerprint
+
+    def _arrange(self, recipe: Recipe) -> None:
+        """Gives the live model the layers of the recipe's stack, if it has not got them."""
+        stack = recipe.layers_of_stack()
+        if stack == self._stack:
+            return
+        if not self._stackable:
+            raise UserError(
+                "stack: the live model is spread over devices, where its layers cannot be "
+                "rearranged; expected a model on one device"
+            )
+        stacks = self._models.stacks
+        whole = tuple(range(stacks.depth))
+        if self._pool is None:
+            self._pool = LayerPool(self.model, stacks)
+        moved = self._pool.arrange(whole if stack is None else stack)
+        self._stack = stack
+        layout = self._models.layout if stack is None else stacks.layout(stack)[0]
+        kept = {n: job for n, job in self._written.items() if place(n).layer not in moved}
+        self._written = {name: job for name, job in kept.items() if name in layout.slots}
+        self._look(layout)
+
+    def _look(self, layout: Layout) -> None:
+        """Finds where the tensors of the layout lie in the live model."""
+        self._views = live_views(self.model, layout)
+        self._devices = {name: view.device for name, view in self._views.items()}

@@ -76,7 +76,7 @@ def test_every_place_is_in_one_group(space: SearchSpace) -> None:
     rules = space.propose(study.ask()).rules
     places = [(layer, part) for layer in range(LAYERS) for part in ("attention", "mlp", "norm")]
     for layer, part in [*places, *((None, p) for p in ("embeddings", "final_norm", "head"))]:
-        assert sum(rule.covers(layer, part) for rule in rules) == 1
+        assert sum(rule.covers(layer, part, "any") for rule in rules) == 1
 
 
 def test_baselines_in_the_space_are_encoded_and_others_refused() -> None:
