@@ -12,14 +12,16 @@ from typing import Any, get_args
 
 import yaml
 
+from evomerge.architectures import place
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
 from evomerge.mergekit.correspondence import BASE_JOINS, NAMES, REFUSED, TOP
 from evomerge.mergekit.gathering import gathered
 from evomerge.mergekit.resolving import Input, Merge, Slice, resolve_all
+from evomerge.mergekit.stacks import stacked
 from evomerge.methods import look_up
-from evomerge.recipe import BASE, DType, Model, Recipe
+from evomerge.recipe import BASE, MERGED, DType, Model, Piece, Recipe, Rule
 from evomerge.starter import source_names
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
     if method == "passthrough" and given is not None and set(paths) != {given}:
         raise UserError("base_model: passthrough takes one model; leave base_model out")
     sources = [path for path in dict.fromkeys(paths) if path != base]
-    names = {**dict(zip(sources, source_names(sources), strict=True)), base: BASE}
+    names = {**dict(zip(sources, _names(sources), strict=True)), base: BASE}
     checkpoint = Checkpoint(_found(base, folder))
     merge = Merge(
         method=method,
@@ -83,12 +85,28 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
         parameters=content.get("parameters") or {},
         has_base=given is not None,
     )
+    rules, stack = _rules(merge, checkpoint)
     return Recipe(
         base=_model(base, folder),
         sources={names[path]: _model(path, folder) for path in sources},
-        rules=gathered(method, resolve_all(merge, list(checkpoint.tensors))),
+        rules=rules,
+        stack=stack,
         dtype=_dtype(content, checkpoint.config),
     )
+
+
+def _rules(merge: Merge, base: Checkpoint) -> tuple[tuple[Rule, ...], tuple[Piece, ...] | None]:
+    """Rules, and a stack where layers are not each in its place."""
+    resolution = resolve_all(merge, list(base.tensors))
+    layers = {place(name).layer for name in base.tensors} - {None}
+    if resolution.moves(len(layers)):
+        return stacked(merge.method, resolution)
+    return gathered(merge.method, resolution.tensors()), None
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Short names; `merged` is none, since a stack means the result of the rules by it."""
+    return [f"{name}_model" if name == MERGED else name for name in source_names(sources)]
 
 
 def _check_tokenizer(content: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What a merge of mergekit does to each tensor.
 
-Slices stand at their own place in the output, so that a tensor has one slice. Embeddings follow the
-first slice, final norm and head the last; gradients are read at depth 0 for all three.
+Layers of the output follow the slices, one behind the other. Embeddings follow the first slice,
+final norm and head the last; gradients are read at depth 0 for all three. Filters of parameters
+that hang on a model see the tensor's name in the input, those of others its name in the output.
 """
 
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.architectures import place
+from evomerge.architectures import at_layer, place
 from evomerge.errors import UserError, did_you_mean
 from evomerge.mergekit.correspondence import (
     DEFAULTS,
@@ -66,12 +67,56 @@ class Merge:
     """Whether it gives a base model."""
 
 
-def resolve_all(merge: Merge, tensors: Sequence[str]) -> dict[str, Resolved]:
-    """What happens to every tensor (names of the base's); UserError where no rule can say it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer of the output."""
+
+    number: int
+    """Of the layer it is made of."""
+    tensors: Mapping[str, Resolved]
+    """By the names that they have in that layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """All that happens."""
+
+    ends: Mapping[str, Resolved]
+    """What is outside the layers, by name."""
+    layers: tuple[Layer, ...]
+    """Of the output, first to last."""
+
+    def moves(self, layers: int) -> bool:
+        """Whether the output's layers are not the model's, each in its place."""
+        return [layer.number for layer in self.layers] != list(range(layers))
+
+    def tensors(self) -> dict[str, Resolved]:
+        """By name, where no layer moves."""
+        inside = {name: what for layer in self.layers for name, what in layer.tensors.items()}
+        return {**self.ends, **inside}
+
+
+def resolve_all(merge: Merge, tensors: Sequence[str]) -> Resolution:
+    """What happens to every tensor, by the base's names; UserError for what makes no sense here."""
     _check_names(merge)
-    places = {name: place(name) for name in tensors}
-    layers = 1 + max((p.layer for p in places.values() if p.layer is not None), default=-1)
-    spans = _spans(merge, layers)
+    by_layer: dict[int | None, list[str]] = {}
+    for name in tensors:
+        by_layer.setdefault(place(name).layer, []).append(name)
+    count = 1 + max((layer for layer in by_layer if layer is not None), default=-1)
+    layers: list[Layer] = []
+    for number, piece in enumerate(merge.slices):
+        start, end = _span(number, piece, count)
+        for layer in range(start, end):
+            depth = (layer - start) / (end - 1 - start) if end - start > 1 else 1.0
+            resolved = {
+                name: _resolve(merge, piece, name, at_layer(name, len(layers)), depth)
+                for name in by_layer[layer]
+            }
+            layers.append(Layer(number=layer, tensors=resolved))
+    return Resolution(ends=_ends(merge, by_layer.get(None, [])), layers=tuple(layers))
+
+
+def _ends(merge: Merge, tensors: Sequence[str]) -> dict[str, Resolved]:
     first, last = merge.slices[0], merge.slices[-1]
     if len(last.inputs) > len(first.inputs):
         log.warning(
@@ -80,49 +125,40 @@ def resolve_all(merge: Merge, tensors: Sequence[str]) -> dict[str, Resolved]:
             len(first.inputs),
             len(last.inputs),
         )
-    ends = Slice(inputs=last.inputs[: len(first.inputs)], parameters=last.parameters)
-    resolved = {}
-    for name, where in places.items():
-        if where.layer is None:
-            after = where.part in ("final_norm", "head")
-            resolved[name] = _resolve(merge, ends if after else first, name, 0.0)
-            continue
-        number = next(n for n, (_, end) in enumerate(spans) if where.layer < end)
-        start, end = spans[number]
-        depth = (where.layer - start) / max(1, end - 1 - start)
-        resolved[name] = _resolve(merge, merge.slices[number], name, depth)
-    return resolved
+    after = Slice(inputs=last.inputs[: len(first.inputs)], parameters=last.parameters)
+    return {
+        name: _resolve(merge, after if is_after(place(name).part) else first, name, name, 0.0)
+        for name in tensors
+    }
 
 
-def _spans(merge: Merge, layers: int) -> list[tuple[int, int]]:
-    """Layers of each slice, which must lie one behind the other at their own places."""
-    spans, expected = [], 0
-    for number, piece in enumerate(merge.slices):
-        ranges = {given.layers or (0, layers) for given in piece.inputs}
-        if len(ranges) != 1:
-            raise UserError(
-                f"slices.{number}: its models take layers {_told(ranges)}; expected one range: "
-                "layers of different numbers cannot be merged with each other"
-            )
-        start, end = ranges.pop()
-        if start != expected or not start < end <= layers:
-            raise UserError(
-                f"slices.{number}: takes layers {start}-{end - 1} for the output's from {expected} "
-                f"on; expected slices of the model's {layers} layers in order, without gaps or "
-                "repeats"
-            )
-        spans.append((start, end))
-        expected = end
-    if expected != layers:
-        raise UserError(f"slices: cover {expected} layers of {layers}; expected all of them")
-    return spans
+def is_after(part: str) -> bool:
+    """Whether a part of the ends stands behind the layers."""
+    return part in ("final_norm", "head")
+
+
+def _span(number: int, piece: Slice, layers: int) -> tuple[int, int]:
+    """(first, behind the last) of the layers that a slice takes of all its models."""
+    ranges = {given.layers or (0, layers) for given in piece.inputs}
+    if len(ranges) != 1:
+        raise UserError(
+            f"slices.{number}: its models take layers {_told(ranges)}; expected one range: layers "
+            "of different numbers cannot be merged with each other"
+        )
+    start, end = ranges.pop()
+    if not 0 <= start < end <= layers:
+        raise UserError(
+            f"slices.{number}: layer_range {[start, end]}; expected [first, behind the last] of "
+            f"the model's layers 0 to {layers - 1}"
+        )
+    return start, end
 
 
 def _told(ranges: set[tuple[int, int]]) -> str:
     return " and ".join(f"{first}-{last - 1}" for first, last in sorted(ranges))
 
 
-def _resolve(merge: Merge, piece: Slice, tensor: str, depth: float) -> Resolved:
+def _resolve(merge: Merge, piece: Slice, tensor: str, output: str, depth: float) -> Resolved:
     """Parameters of the tensor: of the model, else of the slice, else of the whole merge."""
     without_base = merge.method in WITHOUT_BASE and not _of_task_vectors(merge)
     inputs = [each for each in piece.inputs if without_base or each.name != BASE]
@@ -136,12 +172,13 @@ def _resolve(merge: Merge, piece: Slice, tensor: str, depth: float) -> Resolved:
         values = []
         for places in ((each.parameters, *shared) for each in inputs) if of_model else (shared,):
             known = row.name in PARAMETERS[merge.method]
-            value = setting(places, row.name, tensor, depth) if known else None
+            seen = tensor if of_model else output
+            value = setting(places, row.name, seen, depth) if known else None
             if value is None and row.name in REQUIRED:
                 raise UserError(f"parameters: {row.name} is not given for {tensor}; expected it")
             values.append(_typed(row.name, fallback if value is None else value, row.default))
         parameters[row.name] = tuple(values) if row.per_source else values[0]
-    _translate(merge, shared, tensor, depth, parameters)
+    _translate(merge, shared, output, depth, parameters)
     return Resolved(
         sources=tuple(each.name for each in inputs), parameters=tuple(parameters.items())
     )

@@ -1,13 +1,13 @@
 """A recipe as mergekit's merge YAML, where that can say it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from evomerge.architectures import place
+from evomerge.architectures import place, writes_to_residual
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
@@ -16,30 +16,24 @@ from evomerge.mergekit.correspondence import (
     ELECTIONS,
     FLAGS,
     NAMES,
-    PARAMETERS,
+    PER_MODEL,
     SAME_RESULT,
     WITHOUT_BASE,
 )
+from evomerge.mergekit.resolving import is_after
+from evomerge.mergekit.runs import Made, Run, inexpressible, runs_of, with_ends
 from evomerge.mergekit.settings import setting
 from evomerge.methods import look_up
 from evomerge.methods.method import Value
 from evomerge.methods.parameters import check_parameters
-from evomerge.recipe import BASE, Model, Recipe, Rule
+from evomerge.methods.parameters import number as number_of
+from evomerge.recipe import BASE, MERGED, Model, Piece, Recipe, Rule, format_layers
 
 _WEIGHTED = ("linear", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties")
 """Methods in which a source of weight 0 is one that is not there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tensor:
-    """How one tensor is made: parameters of the rule, and those that have one number per source."""
-
-    layer: int | None
-    part: str
-    sources: tuple[str, ...]
-    shared: Mapping[str, float | bool]
-    own: Mapping[str, Mapping[str, float]]
-    """Parameter -> source -> number."""
+_OF_MODELS = {key for keys in PER_MODEL.values() for key in keys}
 
 
 def to_mergekit(recipe: Recipe) -> str:
@@ -50,23 +44,33 @@ def to_mergekit(recipe: Recipe) -> str:
     if problems := list(_problems(recipe)):
         raise UserError("mergekit cannot express this recipe: " + "; ".join(problems))
     base = Checkpoint(locate(recipe.base.path, recipe.base.revision))
-    last = max((place(name).layer or 0 for name in base.tensors), default=0)
-    tensors = {name: _tensor(name, recipe, last) for name in base.tensors}
     method = recipe.rules[0].method
+    ends, layers = _laid_out(recipe, list(base.tensors))
+    tensors = [*ends.values(), *(tensor for _, inside in layers for tensor in inside.values())]
     anchor = _anchor(recipe, tensors)
-    if method == "slerp" and anchor is not None:
-        tensors = {name: _from(anchor, tensor) for name, tensor in tensors.items()}
+
+    def prepared(given: Mapping[str, Made]) -> dict[str, Made]:
+        return {name: _prepared(method, each, anchor, union) for name, each in given.items()}
+
+    union = tuple(dict.fromkeys(source for each in tensors for source in each.sources))
+    ends, layers = prepared(ends), [(number, prepared(inside)) for number, inside in layers]
     content: dict[str, Any] = {"merge_method": _theirs(method)}
     if anchor is not None:
         content["base_model"] = _written(recipe.model(anchor))
-    listed = dict.fromkeys(source for tensor in tensors.values() for source in tensor.sources)
-    if method in _WEIGHTED or len({tensor.sources for tensor in tensors.values()}) == 1:
-        content["models"] = _models(recipe, tensors, listed)
+    runs = runs_of(layers)
+    if len(runs) == 1 and recipe.stack is None:
+        everything = {**ends, **runs[0].tensors}
+        content["models"] = _models(recipe, everything)
+        content["parameters"] = _shared(everything)
     else:
-        content["slices"] = _slices(recipe, tensors, anchor)
-    content |= _whole(method, tensors)
+        content["slices"] = [_slice(recipe, run, anchor) for run in with_ends(runs, ends)]
+    flags = tensors[0].shared
+    if method == "nuslerp" and (flags["by_row"] or flags["by_column"]):
+        content.setdefault("parameters", {}).update(
+            nuslerp_flatten=False, nuslerp_row_wise=bool(flags["by_column"])
+        )
     content |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    return yaml.safe_dump(content, sort_keys=False)
+    return yaml.safe_dump({k: v for k, v in content.items() if v != {}}, sort_keys=False)
 
 
 def write_mergekit(recipe: Recipe, path: Path) -> None:
@@ -95,6 +99,7 @@ def _problems(recipe: Recipe) -> Iterable[str]:
         )
         if deltas and BASE in rule.sources:
             yield f"{label}: the base among the sources of {rule.method}"
+    yield from _problems_of_stack(recipe)
     methods = {rule.method for rule in recipe.rules}
     if len(methods) > 1:
         yield f"several methods in one merge: {', '.join(sorted(methods))}"
@@ -107,7 +112,50 @@ def _problems(recipe: Recipe) -> Iterable[str]:
         yield "nuslerp of task vectors, by row or by column in some groups only"
 
 
-def _tensor(name: str, recipe: Recipe, last: int) -> _Tensor:
+def _problems_of_stack(recipe: Recipe) -> Iterable[str]:
+    """Layers that are taken as they are stand in one merge with merged ones there."""
+    method = recipe.rules[0].method
+    for piece in recipe.stack or ():
+        label = f"stack: layers {format_layers(piece.layers)} of {piece.source}"
+        if piece.source != MERGED and method not in ("linear", "passthrough"):
+            yield f"{label}: taken as they are, beside others by {method}"
+        elif piece.scale != 1.0 and (piece.source == MERGED or method != "passthrough"):
+            yield f"{label}: scaled, beside others by {method}"
+
+
+def _laid_out(
+    recipe: Recipe, names: list[str]
+) -> tuple[dict[str, Made], list[tuple[int, dict[str, Made]]]]:
+    """How the ends are made; and, for each layer of the result, which layer it is and how made."""
+    by_layer: dict[int | None, list[str]] = {}
+    for name in names:
+        by_layer.setdefault(place(name).layer, []).append(name)
+    last = max((layer for layer in by_layer if layer is not None), default=0)
+    ends = {name: _made(name, recipe, last) for name in by_layer.get(None, [])}
+    layers = []
+    for piece in recipe.stack or (Piece(source=MERGED, layers=tuple(range(last + 1))),):
+        for layer in piece.layers:
+            if piece.source == MERGED:
+                inside = {name: _made(name, recipe, last) for name in by_layer[layer]}
+            else:
+                method = recipe.rules[0].method
+                inside = {name: _taken(name, method, piece) for name in by_layer[layer]}
+            layers.append((layer, inside))
+    return ends, layers
+
+
+def _taken(name: str, method: str, piece: Piece) -> Made:
+    """A tensor that a stack takes of one model."""
+    sources = (piece.source,)
+    if method == "linear":
+        own = {"weight": {piece.source: 1.0}}
+        return Made(part=place(name).part, sources=sources, shared={"normalize": True}, own=own)
+    scale = piece.scale if writes_to_residual(name) else 1.0
+    return Made(part=place(name).part, sources=sources, shared={"scale": scale}, own={})
+
+
+def _made(name: str, recipe: Recipe, last: int) -> Made:
+    """A tensor that the recipe's rules make."""
     where = place(name)
     covering = [rule for rule in recipe.rules if rule.covers(where.layer, where.part, name)]
     if len(covering) != 1:
@@ -115,18 +163,18 @@ def _tensor(name: str, recipe: Recipe, last: int) -> _Tensor:
     rule = covering[0]
     given = check_parameters(look_up(rule.method), _given(rule), len(rule.sources))
     if rule.lines is not None and "lambda" in given:
-        after = where.part in ("final_norm", "head")
-        depth = float(after) if where.layer is None else where.layer / max(1, last)
-        given["lambda"] = float(given["lambda"]) * (  # type: ignore[arg-type]
-            rule.lines.alpha + rule.lines.beta * depth
-        )
+        depth = float(is_after(where.part))
+        if where.layer is not None:
+            depth = where.layer / max(1, last)
+        factor = rule.lines.alpha + rule.lines.beta * depth
+        given["lambda"] = number_of(given, "lambda") * factor
     own = {
         key: dict(zip(rule.sources, value, strict=True))
         for key, value in given.items()
         if isinstance(value, tuple)
     }
     shared = {key: value for key, value in given.items() if not isinstance(value, tuple)}
-    return _Tensor(layer=where.layer, part=where.part, sources=rule.sources, shared=shared, own=own)
+    return Made(part=where.part, sources=rule.sources, shared=shared, own=own)
 
 
 def _given(rule: Rule) -> dict[str, object]:
@@ -136,118 +184,70 @@ def _given(rule: Rule) -> dict[str, object]:
     }
 
 
-def _anchor(recipe: Recipe, tensors: Mapping[str, _Tensor]) -> str | None:
+def _anchor(recipe: Recipe, tensors: Sequence[Made]) -> str | None:
     """What stands as base_model: the base, where it enters; in slerp one model of every pair."""
     rule = recipe.rules[0]
     if rule.method == "slerp":
-        common = [s for s in rule.sources if all(s in t.sources for t in tensors.values())]
+        common = [s for s in rule.sources if all(s in each.sources for each in tensors)]
         if not common:
-            raise UserError(
-                "mergekit cannot express this recipe: slerp of pairs that have no model in common"
-            )
+            raise inexpressible("slerp of pairs that have no model in common")
         return common[0]
     if rule.method == "nuslerp":
-        return BASE if next(iter(tensors.values())).shared["task_vectors"] else None
+        return BASE if tensors[0].shared["task_vectors"] else None
     return None if rule.method in WITHOUT_BASE else BASE
 
 
-def _from(anchor: str, tensor: _Tensor) -> _Tensor:
-    """The slerp as it is told from `anchor` on, at t = 0."""
-    first, second = tensor.sources
-    if first == anchor:
-        return tensor
-    t = 1.0 - float(tensor.shared["t"])
-    return _Tensor(
-        layer=tensor.layer, part=tensor.part, sources=(second, first), shared={"t": t}, own={}
-    )
+def _prepared(method: str, made: Made, anchor: str | None, union: tuple[str, ...]) -> Made:
+    """Told from `anchor` on in slerp; with sources of weight 0, where the method has weights."""
+    if method == "slerp" and made.sources[0] != anchor:
+        t = 1.0 - number_of(made.shared, "t")
+        return replace(made, sources=made.sources[::-1], shared={"t": t})
+    if method not in _WEIGHTED:
+        return made
+    absent = {key: 0.0 if key == "weight" else 1.0 for key in made.own}
+    own = {
+        key: {source: values.get(source, absent[key]) for source in union}
+        for key, values in made.own.items()
+    }
+    return replace(made, sources=union, own=own)
 
 
-def _models(
-    recipe: Recipe, tensors: Mapping[str, _Tensor], listed: Iterable[str]
-) -> list[dict[str, Any]]:
+def _models(recipe: Recipe, tensors: Mapping[str, Made]) -> list[dict[str, Any]]:
     """The models of a slice or the whole merge, with their parameters over these tensors."""
-    keys = next(iter(tensors.values())).own
+    some = next(iter(tensors.values()))
     found = []
-    for source in listed:
-        absent = {"weight": 0.0}
+    for source in some.sources:
         parameters = {
-            key: _setting(
-                {name: t.own[key].get(source, absent.get(key, 1.0)) for name, t in tensors.items()}
-            )
-            for key in keys
+            key: _setting({name: each.own[key][source] for name, each in tensors.items()})
+            for key in some.own
+        } | {
+            key: _setting({name: each.shared[key] for name, each in tensors.items()})
+            for key in some.shared
+            if key in _OF_MODELS
         }
         model: dict[str, Any] = {"model": _written(recipe.model(source))}
         found.append(model | ({"parameters": parameters} if parameters else {}))
     return found
 
 
-def _slices(
-    recipe: Recipe, tensors: Mapping[str, _Tensor], anchor: str | None
-) -> list[dict[str, Any]]:
-    """Runs of layers that are made of equal models."""
-    of_layer: dict[int, tuple[str, ...]] = {}
-    for tensor in tensors.values():
-        if (
-            tensor.layer is not None
-            and of_layer.setdefault(tensor.layer, tensor.sources) != tensor.sources
-        ):
-            raise _inexpressible(f"layer {tensor.layer}: other sources in other parts")
-    runs: list[tuple[int, int]] = []
-    for layer in sorted(of_layer):
-        if runs and of_layer[layer] == of_layer[runs[-1][0]]:
-            runs[-1] = (runs[-1][0], layer + 1)
-        else:
-            runs.append((layer, layer + 1))
-    first, last = (of_layer[runs[end][0]] for end in (0, -1))
-    for tensor in tensors.values():
-        if tensor.layer is None:
-            after = tensor.part in ("final_norm", "head")
-            fitting = last[: len(first)] if after else first
-            if tensor.sources != fitting:
-                where = "last" if after else "first"
-                raise _inexpressible(f"{tensor.part}: other sources than in the {where} layer")
-    return [
-        {
-            "sources": [
-                {**model, "layer_range": list(run)}
-                for model in (
-                    *([{"model": _written(recipe.base)}] if anchor == BASE else []),
-                    *_models(recipe, _within(tensors, run, runs), of_layer[run[0]]),
-                )
-            ]
-        }
-        for run in runs
-    ]
+def _shared(tensors: Mapping[str, Made]) -> dict[str, Any]:
+    """Parameters that do not hang on models."""
+    keys = [key for key in next(iter(tensors.values())).shared if key not in (*FLAGS, *_OF_MODELS)]
+    return {
+        key: _setting({name: each.shared[key] for name, each in tensors.items()})
+        for key in keys
+        if key != "lambda" or any(each.shared[key] != 1.0 for each in tensors.values())
+    }
 
 
-def _within(
-    tensors: Mapping[str, _Tensor], run: tuple[int, int], runs: list[tuple[int, int]]
-) -> dict[str, _Tensor]:
-    """Tensors of a run of layers, with the ends of the model in its first and last run."""
-    found = {}
-    for name, tensor in tensors.items():
-        after = tensor.part in ("final_norm", "head")
-        if tensor.layer is None:
-            inside = run == (runs[-1] if after else runs[0])
-        else:
-            inside = run[0] <= tensor.layer < run[1]
-        if inside:
-            found[name] = tensor
-    return found
-
-
-def _inexpressible(what: str) -> UserError:
-    return UserError(f"mergekit cannot express this recipe: {what}")
-
-
-def _whole(method: str, tensors: Mapping[str, _Tensor]) -> dict[str, Any]:
-    """Parameters of the whole merge."""
-    keys = [key for key in next(iter(tensors.values())).shared if key in PARAMETERS[method]]
-    whole = {key: _setting({name: t.shared[key] for name, t in tensors.items()}) for key in keys}
-    flags = next(iter(tensors.values())).shared
-    if method == "nuslerp" and (flags["by_row"] or flags["by_column"]):
-        whole |= {"nuslerp_flatten": False, "nuslerp_row_wise": bool(flags["by_column"])}
-    return {"parameters": whole} if whole else {}
+def _slice(recipe: Recipe, run: Run, anchor: str | None) -> dict[str, Any]:
+    models = _models(recipe, run.tensors)
+    if anchor == BASE and BASE not in next(iter(run.tensors.values())).sources:
+        models.insert(0, {"model": _written(recipe.base)})
+    span = {"layer_range": [run.layers[0], run.layers[-1] + 1]}
+    shared = _shared(run.outputs())
+    sources = [{**model, **span} for model in models]
+    return {"sources": sources} | ({"parameters": shared} if shared else {})
 
 
 def _setting(values: Mapping[str, Value]) -> Any:
@@ -267,7 +267,7 @@ def _setting(values: Mapping[str, Value]) -> Any:
             found += [{"filter": name, "value": value} for name, value in inside.items()]
     for name, value in values.items():
         if setting([{"": found}], "", name, 0.0) != value:
-            raise _inexpressible(f"no filter tells {name} from other tensors")
+            raise inexpressible(f"no filter tells {name} from other tensors")
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evomerge.merging.models import open_models
+from evomerge.merging.models import Models, open_models
 from evomerge.merging.plan import merged_tensors
 from evomerge.recipe import Recipe
 from tests.mergekit.goldens import read_goldens
@@ -33,11 +33,15 @@ def goldens() -> dict[str, torch.Tensor]:
 def weights() -> Weights:
     """Recipe -> merged tensors by name."""
     made: dict[str, dict[str, torch.Tensor]] = {}
+    opened: dict[str, Models] = {}  # each knows what was computed of its tensors once
 
     def weights_of(recipe: Recipe) -> dict[str, torch.Tensor]:
         key = recipe.to_yaml()
         if key not in made:
-            made[key] = dict(merged_tensors(recipe, open_models(recipe)))
+            models = f"{recipe.base} {sorted(map(str, recipe.sources.items()))}"
+            if models not in opened:
+                opened[models] = open_models(recipe)
+            made[key] = dict(merged_tensors(recipe, opened[models]))
         return made[key]
 
     return weights_of

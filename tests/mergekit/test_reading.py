@@ -11,7 +11,7 @@ import yaml
 
 from evomerge.errors import UserError
 from evomerge.mergekit.reading import from_mergekit, is_mergekit_file, read_recipe
-from evomerge.recipe import Recipe
+from evomerge.recipe import Piece, Recipe
 from tests.mergekit.goldens import assert_equal, read_goldens, tolerance
 
 Weights = Callable[[Recipe], dict[str, torch.Tensor]]
@@ -33,6 +33,17 @@ def test_rules_are_few(sources: Path) -> None:
     by_part = from_mergekit(READ["linear, filters per model"], sources)
     labels = [rule.label() for rule in by_part.rules]
     assert "layers 0-3 attention" in labels
+
+
+def test_layers_as_they_are_are_no_merge(sources: Path) -> None:
+    recipe = from_mergekit(READ["stack with layers that add nothing"], sources)
+    assert recipe.stack == (
+        Piece(source="base", layers=(0, 1, 2)),
+        Piece(source="past", layers=(1, 2), scale=0.0),
+        Piece(source="past", layers=(3,)),
+    )
+    merged = from_mergekit(READ["stack of merged layers, linear"], sources)
+    assert merged.stack == (Piece(source="merged", layers=(0, 1, 2, 1, 2, 3)),)
 
 
 def test_a_file_is_read_from_where_it_lies(sources: Path) -> None:
@@ -122,8 +133,12 @@ MISTAKES = {
         {"merge_method": "passthrough", "base_model": "base", "models": [{"model": "dial"}]},
         "passthrough takes one model",
     ),
-    "too few layers": (sliced((0, 3)), "cover 3 layers of 4"),
-    "a range backwards": (sliced((3, 1)), "in order"),
+    "a layer that is not there": (sliced((0, 5)), "layers 0 to 3"),
+    "a range backwards": (sliced((3, 1)), r"layer_range \[3, 1\]"),
+    "a layer merged in two ways": (
+        sliced((0, 4), (2, 4), parameters={"weight": [0.5, 1.0], "normalize": False}),
+        "layer 2 is merged in two ways",
+    ),
     "a residual weight": (
         {"merge_method": "linear", "slices": [{"sources": [{}], "residual_weight": 0.5}]},
         "residual_weight: not supported",

@@ -12,7 +12,7 @@ import yaml
 from evomerge.errors import UserError
 from evomerge.mergekit.reading import from_mergekit, read_recipe
 from evomerge.mergekit.writing import to_mergekit, write_mergekit
-from evomerge.recipe import Model, Recipe, Rule
+from evomerge.recipe import Model, Piece, Recipe, Rule
 from tests.mergekit.goldens import assert_equal, cases, read_goldens, tolerance
 from tests.mergekit.sources import located, without_folder
 
@@ -104,6 +104,19 @@ def test_pairs_that_slices_cannot_tell(sources: Path) -> None:
     rest = replace(end, parts=("norm", *ends))
     with pytest.raises(UserError, match="layer 0: other sources in other parts"):
         to_mergekit(family(*split, rest, sources=sources))
+
+
+def test_stacks_that_have_no_words(sources: Path) -> None:
+    recipe = family(
+        Rule(method="task_arithmetic", sources=("dial", "past"), parameters={"weight": 0.5}),
+        sources=sources,
+    )
+    taken = Piece(source="dial", layers=(0, 1), scale=0.5)
+    scaled = Piece(source="merged", layers=(2, 3), scale=0.5)
+    with pytest.raises(UserError) as caught:
+        to_mergekit(replace(recipe, stack=(taken, scaled)))
+    assert "layers 0-1 of dial: taken as they are, beside others by task" in str(caught.value)
+    assert "layers 2-3 of merged: scaled, beside others by task" in str(caught.value)
 
 
 def test_a_file_and_revisions(sources: Path, tmp_path: Path) -> None:
