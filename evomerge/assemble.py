@@ -13,29 +13,29 @@ from typing import Any
 
 import torch
 
-from evomerge.architectures import PARTS, place
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
-from evomerge.config import LoadedConfig, OverrideConfig, TaskConfig, range_of
+from evomerge.config import LoadedConfig, TaskConfig
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
-from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes
+from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes, spread_memory
 from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
-from evomerge.methods.method import Parameter
 from evomerge.recipe import BASE, DType, Model, Recipe
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.scoring.tasks import TaskRequest
-from evomerge.searching.groups import Cell, make_groups
 from evomerge.searching.objective import Objective, Target
 from evomerge.searching.run_folder import Side
-from evomerge.searching.space import Range, SearchSpace
+from evomerge.searching.space import Space
+from evomerge.searching.stacks import StackSpace
+from evomerge.spaces import space_of
 
 Documents = Mapping[str, Sequence[int]]
 """Task -> numbers of its documents."""
@@ -56,7 +56,7 @@ class Bench:
     harness: Harness
     splits: Mapping[str, Split]
     objective: Objective
-    space: SearchSpace
+    space: Space
     memory: MemoryPlan
     device: torch.device
     run: Pass
@@ -98,7 +98,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         for name, task in config.tasks.items()
     }
     template = _with_hashes(template, models, hashes)
-    slots = models.layout.slots.values()
+    space = space_of(loaded, template, models)
+    slots = models.stacks.deepest(space.depth[1] if isinstance(space, StackSpace) else None)
     elements = sum(math.prod(slot.shape) for slot in slots)
     run, reason = choose_pass(device, elements, config.compile)
     return Bench(
@@ -108,13 +109,14 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         harness=harness,
         splits=splits,
         objective=Objective(targets=targets),
-        space=_space(loaded, template, models),
+        space=space,
         memory=MemoryPlan(
             model_bytes=sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in slots),
             operand_bytes=models.bytes(),
             free_bytes=free_bytes(device, spread=config.device == "spread"),
             host_free_bytes=free_bytes(torch.device("cpu")),
             device=str(device),
+            spread=config.device == "spread",
             wanted=config.placement,
         ),
         device=device,
@@ -132,17 +134,19 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
-    near = bench.device if bench.memory.placement == "device" else None
+    spread = config.device == "spread"
+    near = bench.device if bench.memory.placement == "device" and not spread else None
     bench.models.kept = KeptStatistics(statistics, hashes, near)
-    bench.models.hold(bench.memory.placement, bench.device)
     workspace = Workspace(
         bench.models,
         dtype=getattr(torch, bench.template.dtype),
         device=bench.device,
-        device_map="auto" if config.device == "spread" else None,
+        device_map="auto" if spread else None,
+        max_memory=spread_memory() if spread else None,
         trust_remote_code=config.trust_remote_code,
         run=bench.run,
     )
+    bench.models.hold(bench.memory.placement, workspace.devices)
 
     def evaluate(
         recipe: Recipe, documents: Documents | Side
@@ -183,6 +187,7 @@ def identity(bench: Bench) -> dict[str, Any]:
         },
         "documents": _plain(config.documents) | {"tasks": documents},
         "space": _plain(config.space),
+        "starts": {name: recipe.fingerprint() for name, recipe in bench.space.starts().items()},
         "sampler": config.sampler,
         "seed": config.seed,
         "dtype": bench.template.dtype,
@@ -212,7 +217,7 @@ def _template(loaded: LoadedConfig) -> Recipe:
 
     def found(model: Model) -> Model:
         folder = loaded.folder / Path(model.path).expanduser()
-        return dataclasses.replace(model, path=str(folder.resolve())) if folder.is_dir() else model
+        return dataclasses.replace(model, path=str(folder.resolve())) if folder.exists() else model
 
     base = found(config.base)
     return Recipe(
@@ -220,21 +225,18 @@ def _template(loaded: LoadedConfig) -> Recipe:
         sources={name: found(model) for name, model in config.sources.items()},
         rules=(),
         seed=config.seed,
-        dtype=config.dtype or dtype_of(base),
+        dtype=config.dtype or dtype_of(base, trust_remote_code=config.trust_remote_code),
     )
 
 
-def dtype_of(base: Model) -> DType:
+def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
     """The dtype that the base's config.json names."""
-    file = locate(base.path, base.revision) / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"base: {file}: cannot be read: {error}") from error
+    folder = locate(base.path, base.revision)
+    content = open_checkpoint(folder, trust_remote_code=trust_remote_code).config
     named = content.get("dtype") or content.get("torch_dtype") or "float32"
     known: dict[str, DType] = {n: n for n in ("float32", "float16", "bfloat16")}
     if named not in known:
-        raise UserError(f"base: {file}: dtype is {named!r}; expected one of {', '.join(known)}")
+        raise UserError(f"base: {folder}: dtype is {named!r}; expected one of {', '.join(known)}")
     return known[named]
 
 
@@ -270,51 +272,6 @@ def _requests(loaded: LoadedConfig) -> list[TaskRequest]:
         )
         for name, task in tasks.items()
     ]
-
-
-def _space(loaded: LoadedConfig, template: Recipe, models: Models) -> SearchSpace:
-    config = loaded.config.space
-    places = [place(name) for name in models.layout.slots]
-    layers = 1 + max((p.layer for p in places if p.layer is not None), default=-1)
-    groups = make_groups(*config.cut(), layers, {p.part for p in places})
-    for number, override in enumerate(config.overrides):
-        cells = [cell for group in groups for cell, _ in group.cells]
-        if not any(_within(cell, override) for cell in cells):
-            raise UserError(
-                f"{loaded.file}: space.overrides.{number}: matches no group; the groups are "
-                + ", ".join(dict.fromkeys(cell.label for cell in cells))
-            )
-
-    def ranges(cell: Cell, parameter: Parameter) -> Range:
-        span = range_of(config.ranges, parameter.name)
-        for override in config.overrides:
-            if _within(cell, override):
-                own = range_of(override.ranges, parameter.name)
-                span = span if own is None else own
-        if span is not None:
-            return span
-        return (parameter.low, parameter.high) if parameter.searched else float(parameter.default)
-
-    return SearchSpace(
-        template=template,
-        groups=groups,
-        methods=config.methods,
-        method_per_group=config.choose == "group",
-        ranges=ranges,
-        lines=config.lines,
-    )
-
-
-def _within(cell: Cell, override: OverrideConfig) -> bool:
-    """Whether all of a cell lies within an override's layers and parts."""
-    layers = override.layers is None or (
-        cell.layers is not None and set(cell.layers) <= set(override.layers)
-    )
-    parts = override.parts is None or (
-        set(cell.parts or (PARTS if cell.layers is None else ())) <= set(override.parts)
-        and cell.parts is not None
-    )
-    return layers and parts
 
 
 def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:

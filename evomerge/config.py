@@ -17,10 +17,11 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
-from evomerge.recipe import BASE, DType, Model, parse_layers
+from evomerge.recipe import BASE, MERGED, DType, Model, parse_layers
 from evomerge.searching.groups import Blocks, Depth, Ends, Knots
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.space import Range
+from evomerge.searching.stacks import Order
 from evomerge.typed_yaml import read_yaml, validate
 
 _STRICT = ConfigDict(extra="forbid")
@@ -45,6 +46,7 @@ def _known(names: Any, kind: str) -> Any:
 
 
 def _range(value: Any) -> Any:
+    """[low, high], or one number."""
     if isinstance(value, list):
         numbers = all(isinstance(end, (int, float)) for end in value)
         if len(value) != 2 or not numbers or not value[0] < value[1]:
@@ -151,6 +153,29 @@ class OverrideConfig:
     parts: Annotated[tuple[str, ...] | None, BeforeValidator(_known(PARTS, "part"))] = None
 
 
+def _span(value: Any) -> Any:
+    """[fewest, most]."""
+    whole = isinstance(value, list) and all(isinstance(end, int) for end in value)
+    if not whole or len(value) != 2 or not 1 <= value[0] <= value[1]:
+        raise ValueError(f"expected [fewest, most] layers, got {value!r}")
+    return tuple(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackConfig:
+    """Which stacks of layers may be proposed."""
+
+    __pydantic_config__ = _STRICT
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    depth: Annotated[Any, BeforeValidator(_span)] = None
+    repeats: Annotated[int, Field(ge=0)] = 1
+    order: Order = "passes"
+    scale: Annotated[Any, BeforeValidator(_range)] = 1.0
+    after: Path | None = None
+    winners: Count = 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceConfig:
     """Which recipes may be proposed."""
@@ -167,6 +192,7 @@ class SpaceConfig:
     ranges: RangesField = field(default_factory=dict)
     overrides: tuple[OverrideConfig, ...] = ()
     lines: Annotated[Any, BeforeValidator(_lines)] = None
+    stack: StackConfig | None = None
 
     def cut(self) -> tuple[Depth, tuple[tuple[str, ...], ...], Ends]:
         """Depth, parts and ends; unless said otherwise, a global space is one single group."""
@@ -283,11 +309,12 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
     """Mistakes that only show when keys are seen together."""
     problems = []
     for name in config.sources:
-        if name == BASE or not re.fullmatch(r"[\w.-]+", name):
+        if name in (BASE, MERGED) or not re.fullmatch(r"[\w.-]+", name):
             problems.append(
                 f"sources.{name}: expected a name of letters, digits, '_', '-', '.' other than "
-                f"{BASE!r}"
+                f"{BASE!r} and {MERGED!r}"
             )
+    problems += _stack_problems(config)
     for name in config.space.methods:
         method, count = METHODS[name], len(config.sources)
         if count + 1 < method.minimum_sources:
@@ -309,6 +336,25 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
             problems.append(
                 f"{place}.{name}: no method of space.methods uses it; {did_you_mean(name, used)}"
             )
+    return problems
+
+
+def _stack_problems(config: SearchConfig) -> list[str]:
+    stack = config.space.stack
+    if stack is None:
+        return []
+    problems = []
+    if config.space != SpaceConfig(stack=stack):
+        problems.append(
+            "space.stack: cannot stand beside other keys of space; search their parameters first "
+            "and name that run as space.stack.after"
+        )
+    known = [*config.sources, BASE, *([] if stack.after is None else [MERGED])]
+    for name in stack.sources or ():
+        if name not in known:
+            problems.append(f"space.stack.sources: {name!r}: {did_you_mean(name, known)}")
+    if config.device == "spread":
+        problems.append("device: spread: a stack needs the live model on one device")
     return problems
 
 

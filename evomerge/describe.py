@@ -29,10 +29,8 @@ def describe_check(found: "Check") -> str:
             f"task     {task}: {target.metric}, weight {target.weight:g}, "
             f"{len(split.search)} search and {len(split.holdout)} holdout documents"
         )
-    methods = ", ".join(bench.space.methods)
-    places = ", ".join(group.place.label for group in bench.space.groups)
     lines += [
-        f"space    {found.parameters} parameters; methods {methods}; groups {places}",
+        f"space    {found.parameters} parameters; {bench.space.describe()}",
         f"sampler  {found.sampler[0]}: {found.sampler[1]}",
         f"memory   {bench.memory.sentence()}",
         f"merging  {bench.pass_reason}",

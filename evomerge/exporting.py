@@ -155,11 +155,11 @@ def _write_configuration(folder: Path, models: Models, recipe: Recipe) -> None:
 
 
 def pinned_recipe(recipe: Recipe, models: Models) -> Recipe:
-    """The recipe with every model's hash and, for local folders, absolute path."""
+    """The recipe with every model's hash and, for local models, absolute path."""
 
     def pinned(name: str) -> Any:
         model, checkpoint = recipe.model(name), models.checkpoints[name]
-        local = Path(model.path).is_dir()
+        local = Path(model.path).exists()
         return replace(
             model,
             path=str(Path(model.path).resolve()) if local else model.path,

@@ -13,8 +13,8 @@ import torch
 
 from evomerge.architectures import place
 from evomerge.checkpoints.adapter import Adapter, is_adapter
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.source import Checkpoint
 from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
 from evomerge.errors import UserError
 from evomerge.files import write_text
@@ -99,15 +99,15 @@ def _model(text: str) -> Model:
 def _problems(models: dict[str, Model]) -> list[str]:
     """Every difference that headers, configurations and tokenizers show."""
     folders = {name: locate(model.path, model.revision) for name, model in models.items()}
-    base = Checkpoint(folders.pop(BASE))
+    base = open_checkpoint(folders.pop(BASE))
     vocabulary = load_tokenizer(base.folder) if has_tokenizer(base.folder) else None
     problems: list[str] = []
     for name, folder in folders.items():
         try:
-            source = Adapter(folder, base) if is_adapter(folder) else Checkpoint(folder)
+            source = Adapter(folder, base) if is_adapter(folder) else open_checkpoint(folder)
             problems += differences(name, source, base)
-            if vocabulary is not None and has_tokenizer(folder):
-                check_same_vocabulary(name, load_tokenizer(folder), vocabulary)
+            if vocabulary is not None and has_tokenizer(source.folder):
+                check_same_vocabulary(name, load_tokenizer(source.folder), vocabulary)
         except UserError as error:
             problems.append(str(error))
     return problems

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evomerge.errors import UserError
+from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import holdout_metrics, rank, read_verdict
 from evomerge.searching.objective import Objective, Target
@@ -169,6 +170,10 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
 
 def _draw_weights(figure: Figure, axes: Any, report: RunReport) -> None:
     winner = report.ranked[0].number if report.verdict is None else report.verdict.winner
+    axes.set_title(f"What {report.by_number[winner].name} took from whom")
+    if report.by_number[winner].recipe.stack is not None:
+        _draw_stack(axes, report.by_number[winner].recipe)
+        return
     frame = report.coefficients(winner)
     name = "weight" if "weight" in frame else "scale"
     table = frame.pivot_table(index="source", columns="group", values=name, sort=False)
@@ -181,7 +186,17 @@ def _draw_weights(figure: Figure, axes: Any, report: RunReport) -> None:
             text = f"{values[row, column]:.2f}"
             axes.text(column, row, text, ha="center", va="center", color="white")
     figure.colorbar(image, ax=axes, label=name)
-    axes.set_title(f"What {report.by_number[winner].name} took from whom")
+
+
+def _draw_stack(axes: Any, recipe: Recipe) -> None:
+    """Which layer of which source stands at which place; the larger the louder."""
+    steps = [(p.source, layer, p.scale) for p in recipe.stack or () for layer in p.layers]
+    for source in dict.fromkeys(source for source, *_ in steps):
+        own = [(n, layer, scale) for n, (s, layer, scale) in enumerate(steps) if s == source]
+        places, layers, scales = zip(*own, strict=True)
+        axes.scatter(places, layers, s=[60 * abs(scale) for scale in scales], label=source)
+    axes.set(xlabel="layer of the result", ylabel="layer taken")
+    axes.legend()
 
 
 def _draw_holdout(axes: Any, report: RunReport) -> None:

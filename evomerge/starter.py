@@ -92,9 +92,9 @@ def _model(text: str) -> Model:
 
 
 def _written(text: str) -> str:
-    """Local folders absolute, so that the file works wherever it is put."""
+    """Local paths absolute, so that the file works wherever it is put."""
     folder = Path(text).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else text
+    return str(folder.resolve()) if folder.exists() else text
 
 
 def _layers(models: Models) -> int:

@@ -144,7 +144,7 @@ def score(
     would record.
     """
     loaded = _loaded(config)
-    if not isinstance(what, Recipe) and Path(what).is_dir():
+    if not isinstance(what, Recipe) and (Path(what).is_dir() or Path(what).suffix == ".gguf"):
         what = _unchanged(Path(what), loaded)
     recipe = what if isinstance(what, Recipe) else Recipe.read(Path(what))
     config_of_recipe = dataclasses.replace(
@@ -184,7 +184,9 @@ def _unchanged(folder: Path, loaded: LoadedConfig) -> Recipe:
     """The recipe of a folder's own weights: a base that passes through."""
     rule = Rule(method="passthrough", sources=(BASE,))
     model = Model(path=str(folder.resolve()))
-    dtype = loaded.config.dtype or dtype_of(model)
+    dtype = loaded.config.dtype or dtype_of(
+        model, trust_remote_code=loaded.config.trust_remote_code
+    )
     return Recipe(base=model, sources={}, rules=(rule,), dtype=dtype)
 
 
@@ -223,7 +225,8 @@ def _run(
     back = take_up_interrupted(study)
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
-    enqueue_baselines(study, bench.space, baselines(bench.template, bench.space.methods))
+    plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
+    enqueue_baselines(study, bench.space, plain)
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()

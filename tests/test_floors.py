@@ -17,7 +17,7 @@ FLOORS = [
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
     {"config", "starter", "inspection", "mergekit"},
-    {"assemble", "describe"},
+    {"assemble", "spaces", "describe"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -27,6 +27,7 @@ BESIDE = {
     ("adapting", "model_card"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
+    ("assemble", "spaces"),
 }
 """Rooms of one floor that may know each other: the first knows the second."""
 INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
@@ -38,6 +39,7 @@ DOORS = {
     "optuna": {"searching", "verbs.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
+    "gguf": {"checkpoints"},
     "matplotlib": {"report.py", "inspection.py"},
     "typer": {"cli.py"},
 }

@@ -1,6 +1,7 @@
 """Hashes of weights, computed once: a file that has not changed since is not read again."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from evomerge.checkpoints.adapter import Adapter
@@ -20,7 +21,11 @@ class HashCache:
 
     def sha256(self, checkpoint: Checkpoint | Adapter) -> str:
         """As Checkpoint.sha256()."""
-        return combine_hashes({path.name: self._file(path) for path in checkpoint.files()})
+        return self.of_files(checkpoint.files())
+
+    def of_files(self, paths: Iterable[Path]) -> str:
+        """One hash of files in one folder, by their names and content."""
+        return combine_hashes({path.name: self._file(path) for path in paths})
 
     def save(self) -> None:
         """Writes the cache file."""

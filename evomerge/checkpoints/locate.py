@@ -11,17 +11,19 @@ _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken
 
 
 def locate(path: str, revision: str | None = None, *, relative_to: Path | None = None) -> Path:
-    """The local folder of a model.
+    """The local folder of a model, or its .gguf file.
 
-    A path to a folder (relative to `relative_to`) is used as it is; anything else of the form
+    A path to one of these (relative to `relative_to`) is used as it is; anything else of the form
     `owner/name` is taken as a model of the hub at `revision`: only safetensors, configuration and
     tokenizer files are fetched, never pickled weights or code. UserError if neither is found.
     """
     folder = (relative_to or Path()) / Path(path).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
         return folder
     if folder.is_file() or Path(path).is_absolute() or path.startswith((".", "~")):
-        raise UserError(f"{path}: is no folder ({folder.absolute()}); expected a model folder")
+        raise UserError(
+            f"{path}: is no folder ({folder.absolute()}); expected a model folder or a .gguf file"
+        )
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=_WANTED))
     except HFValidationError:

@@ -60,10 +60,12 @@ class Checkpoint:
     point outside the folder or at nothing, and tensors that no merge can use (quantised types).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, original: tuple[Path, ...] = ()) -> None:
+        """original: the files that the folder's weights were made of, which stand for them."""
         self.folder = folder
+        self._original = original
         self.config = read_json(folder / "config.json")
-        files = _weight_files(folder)
+        files = weight_files(folder)
         self._open = {file: open_file(folder / file) for file in sorted(set(files.values()))}
         self.tensors: Mapping[str, TensorInfo] = self._headers(files)
 
@@ -76,8 +78,8 @@ class Checkpoint:
         self._open = {file: open_file(self.folder / file) for file in self._open}
 
     def files(self) -> list[Path]:
-        """The weight files, in order of name."""
-        return [self.folder / file for file in self._open]
+        """The weight files, in order of name: the original ones, where this is a copy."""
+        return list(self._original) or [self.folder / file for file in self._open]
 
     def sha256(self) -> str:
         """Hash of all weights: of the sorted (file name, content hash) pairs. Reads every byte."""
@@ -106,7 +108,8 @@ class Checkpoint:
             if info.torch_dtype is None and info.dtype not in _INTEGERS:
                 raise UserError(
                     f"{self.folder / info.file}: tensor {name!r} has type {info.dtype}; expected "
-                    "float32, float16 or bfloat16 weights: use an unquantised copy of the model"
+                    "float32, float16 or bfloat16 weights, or a quantization_config in "
+                    "config.json that says how to turn them back: use the unquantised model"
                 )
         return tensors
 
@@ -132,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_files(folder: Path) -> dict[str, str]:
+def weight_files(folder: Path) -> dict[str, str]:
     """Tensor name -> file name, from the index; {"": file} for a single file."""
     if (folder / INDEX).exists():
         weight_map = read_json(folder / INDEX).get("weight_map")

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import yaml
 
 from evomerge.architectures import place
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
@@ -78,7 +79,7 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
         raise UserError("base_model: passthrough takes one model; leave base_model out")
     sources = [path for path in dict.fromkeys(paths) if path != base]
     names = {**dict(zip(sources, _names(sources), strict=True)), base: BASE}
-    checkpoint = Checkpoint(_found(base, folder))
+    checkpoint = open_checkpoint(_found(base, folder))
     merge = Merge(
         method=method,
         slices=tuple(_slice(piece, names, base) for piece in slices),
@@ -166,14 +167,14 @@ def _path(model: Any, base: str | None) -> str:
 
 def _found(path: str, folder: Path) -> Path:
     beside = folder / path
-    if beside.is_dir():
+    if beside.exists():
         return beside
     name, _, revision = path.partition("@")
     return locate(name, revision or None)
 
 
 def _model(path: str, folder: Path) -> Model:
-    if (folder / path).is_dir():
+    if (folder / path).exists():
         return Model(path=str(folder / path))
     name, _, revision = path.partition("@")
     return Model(path=name, revision=revision or None)

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from evomerge.architectures import place, writes_to_residual
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
 from evomerge.files import write_text
 from evomerge.mergekit.correspondence import (
@@ -43,7 +43,7 @@ def to_mergekit(recipe: Recipe) -> str:
     """
     if problems := list(_problems(recipe)):
         raise UserError("mergekit cannot express this recipe: " + "; ".join(problems))
-    base = Checkpoint(locate(recipe.base.path, recipe.base.revision))
+    base = open_checkpoint(locate(recipe.base.path, recipe.base.revision))
     method = recipe.rules[0].method
     ends, layers = _laid_out(recipe, list(base.tensors))
     tensors = [*ends.values(), *(tensor for _, inside in layers for tensor in inside.values())]

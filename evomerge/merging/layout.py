@@ -21,6 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
+from evomerge.merging.offloaded import home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,32 +147,33 @@ def read_layout(folder: Path, dtype: torch.dtype, trust_remote_code: bool = Fals
 def live_views(model: torch.nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
     """A writable view into the live model for every slot, by the slot's name and in its order.
 
-    `model` is what from_pretrained made of the layout's folder and dtype. UserError if a
-    destination is offloaded, or is no longer what the layout describes.
+    `model` is what from_pretrained made of the layout's folder and dtype. Of parameters that are
+    offloaded to the CPU, the view is of what the next pass copies to the device. UserError if a
+    destination is on the disk, or is no longer what the layout describes.
     """
     for alias, main in layout.tied.items():
-        if model.get_parameter(alias) is not model.get_parameter(main):
+        one, other = home(model, alias), home(model, main)
+        if one is not None and other is not None and one.data_ptr() != other.data_ptr():
             raise UserError(
                 f"the base model's config ties {alias!r} to {main!r}, but its files hold two "
                 "different tensors; expected equal ones, or tie_word_embeddings: false in its "
                 "config.json"
             )
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     views = {}
     for name, slot in layout.slots.items():
-        tensor = tensors[slot.parameter].detach()
-        _check_writable(tensor, slot)
+        tensor = _writable(home(model, slot.parameter), slot)
         start = tensor.storage_offset() + slot.offset
         views[name] = tensor.as_strided(slot.shape, slot.strides, start)
     return views
 
 
-def _check_writable(tensor: torch.Tensor, slot: Slot) -> None:
-    # A write to an offloaded parameter would be lost without a word.
-    if tensor.is_meta:
+def _writable(tensor: torch.Tensor | None, slot: Slot) -> torch.Tensor:
+    # A write to what lies in a file would be lost without a word.
+    if tensor is None:
         raise UserError(
-            f"the parameter {slot.parameter!r} is offloaded from its device, so it cannot be "
-            "written in place; expected a model that fits: use more or larger devices"
+            f"the parameter {slot.parameter!r} is offloaded to the disk, where no candidate can be "
+            "written; expected a model that fits into the memory of all GPUs and the host: use "
+            "more or larger ones, or a smaller dtype"
         )
     if tensor.dtype != slot.dtype or not tensor.is_contiguous():
         raise UserError(
@@ -179,6 +181,7 @@ def _check_writable(tensor: torch.Tensor, slot: Slot) -> None:
             f"expected contiguous {slot.dtype}: load the model without quantisation, with the "
             "dtype of the layout"
         )
+    return tensor
 
 
 def _load_skeleton(

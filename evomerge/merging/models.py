@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from evomerge.checkpoints.adapter import Adapter, is_adapter
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
@@ -82,16 +83,18 @@ class Models:
 
         return TensorStatistics(operands=operands, keys=keys, keep=keep)
 
-    def hold(self, placement: Placement, device: torch.device) -> None:
+    def hold(self, placement: Placement, devices: Mapping[str, torch.device]) -> None:
         """Keeps all tensors of all models in a device's memory, or pinned in the host's.
 
-        Nothing to do for `files`. So candidates read no file. Of adapters only factors are held.
+        devices: where each slot is merged. Nothing to do for `files`. So candidates read no file.
+        Of adapters only factors are held.
         """
         if placement == "files":
             return
         for model, source in self.checkpoints.items():
             for slot in () if isinstance(source, Adapter) else self.layout.slots:
                 stored = self._stored(model, slot)
+                device = devices[slot]
                 on_gpu = device.type == "cuda"
                 if placement == "host":
                     self._held[model, slot] = stored.pin_memory() if on_gpu else stored.clone()
@@ -141,13 +144,19 @@ def open_models(
 ) -> Models:
     """Opens what a recipe names: base and sources, laid out for the recipe's dtype.
 
-    Reads headers only. UserError for what cannot be found, read, or merged.
+    Reads headers only, but for quantised models, which are turned into plain ones once. UserError
+    for what cannot be found, read, or merged.
     """
-    base = Checkpoint(locate(recipe.base.path, recipe.base.revision, relative_to=relative_to))
+    found = locate(recipe.base.path, recipe.base.revision, relative_to=relative_to)
+    base = open_checkpoint(found, trust_remote_code=trust_remote_code)
     sources: dict[str, Source] = {}
     for name, model in recipe.sources.items():
         folder = locate(model.path, model.revision, relative_to=relative_to)
-        sources[name] = Adapter(folder, base) if is_adapter(folder) else Checkpoint(folder)
+        sources[name] = (
+            Adapter(folder, base)
+            if is_adapter(folder)
+            else open_checkpoint(folder, trust_remote_code=trust_remote_code)
+        )
     for name, checkpoint in sources.items():
         check_architecture(name, checkpoint, base)
     layout = read_layout(base.folder, DTYPES[recipe.dtype], trust_remote_code)

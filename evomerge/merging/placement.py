@@ -1,9 +1,9 @@
 """Where the operands of merges live, and what that costs in memory."""
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import torch
 
 _RESERVE = 0.8  # of free memory; the rest is for activations, key/value caches and fragments
@@ -30,8 +30,18 @@ class MemoryPlan:
     """On the device, or on all of them where the model is spread."""
     host_free_bytes: int
     device: str
+    spread: bool = False
+    """Over all GPUs; what fits on none of them is kept in the host's memory."""
     wanted: Placement | None = None
     """What the user asked for, instead of what fits."""
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Of the live model, kept in the host's memory and copied to the GPUs in every pass; as
+        much as `spread_memory` leaves over."""
+        if not self.spread or self.device == "cpu":
+            return 0
+        return max(0, self.model_bytes - int(_RESERVE * self.free_bytes))
 
     @property
     def placement(self) -> Placement:
@@ -41,18 +51,37 @@ class MemoryPlan:
         if self.model_bytes + self.operand_bytes <= _RESERVE * self.free_bytes:
             return "device"
         on_gpu = self.device != "cpu"
-        if on_gpu and self.operand_bytes <= _RESERVE * self.host_free_bytes:
+        if on_gpu and self.offloaded_bytes + self.operand_bytes <= _RESERVE * self.host_free_bytes:
             return "host"
         return "files"
 
     def sentence(self) -> str:
         """The plan in words, in GiB."""
         why = "" if self.wanted is None else ", as configured"
+        device = "all GPUs" if self.spread and self.device != "cpu" else self.device
+        offloaded = (
+            f" ({self.offloaded_bytes / _GIB:.2f} GiB of it in the host's memory, which slows "
+            "every forward pass)"
+            if self.offloaded_bytes
+            else ""
+        )
         return (
-            f"{self.device}: live model {self.model_bytes / _GIB:.2f} GiB, base and sources "
+            f"{device}: live model {self.model_bytes / _GIB:.2f} GiB{offloaded}, base and sources "
             f"{self.operand_bytes / _GIB:.2f} GiB {_WORDS[self.placement]}{why}; "
             f"{self.free_bytes / _GIB:.1f} GiB free"
         )
+
+
+def spread_memory() -> dict[str | int, int]:
+    """Bytes that a spread model may take of each GPU, by number, and of the host.
+
+    The reserve stays free on every GPU, or none would have room for activations and caches.
+    """
+    memory: dict[str | int, int] = {
+        n: int(_RESERVE * free_bytes(torch.device("cuda", n)))
+        for n in range(torch.cuda.device_count())
+    }
+    return {**memory, "cpu": int(_RESERVE * free_bytes(torch.device("cpu")))}
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,9 +93,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def free_bytes(device: torch.device, *, spread: bool = False) -> int:
-    """Memory that can still be taken on a device (CPU: without swapping), or on all GPUs."""
+    """Memory that can still be taken on a device (CPU: without swapping, files that are only cached
+    make room), or on all GPUs."""
     if device.type == "cuda":
         count = torch.cuda.device_count() if spread else 1
         devices = [torch.device("cuda", n) for n in range(count)] if spread else [device]
         return sum(torch.cuda.mem_get_info(each)[0] for each in devices)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.virtual_memory().available)

@@ -6,6 +6,7 @@ weights, what it would load of a config of that depth; whatever does not come ou
 """
 
 import copy
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,19 @@ class Stacks:
         if section is None:
             return {**content, **values}
         return {**content, section: {**content[section], **values}}
+
+    def deepest(self, depth: int | None) -> list[Slot]:
+        """The slots of a model of that many layers, as if each were as large as the largest; None:
+        those of the base itself."""
+        slots = list(self._layout.slots.values())
+        if depth is None:
+            return slots
+        sizes = {
+            layer: sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in own)
+            for layer, own in self._numbered.items()
+        }
+        ends = [slot for slot in slots if place(slot.name).layer is None]
+        return ends + depth * self._numbered[max(sizes, key=lambda layer: sizes[layer])]
 
     def kinds(self) -> list[int]:
         """For each of the base's layers, the first layer that is of the same kind."""

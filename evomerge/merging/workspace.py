@@ -11,6 +11,7 @@ from evomerge.merging.feed import feed
 from evomerge.merging.job import Job
 from evomerge.merging.layout import Layout, live_views
 from evomerge.merging.models import Models
+from evomerge.merging.offloaded import used_on
 from evomerge.merging.plan import check_finite, merge_job, plan_merge
 from evomerge.merging.stacking import LayerPool, Stack
 from evomerge.methods.apply import Pass, chunked
@@ -29,12 +30,14 @@ class Workspace:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        device_map: str | Mapping[str, str | int] | None = None,
+        device_map: str | Mapping[str, str | int | torch.device] | None = None,
+        max_memory: Mapping[str | int, int] | None = None,
         trust_remote_code: bool = False,
         run: Pass = chunked,
     ) -> None:
         """device_map: spreads the model over devices, as accelerate does (`auto`, or a mapping
-        from modules); `device` is then not used."""
+        from modules); `device` is then the first of them. max_memory: bytes that it may take of
+        each GPU (by number) and of the host (`cpu`), where what fits on no GPU is kept."""
         folder = models.checkpoints[BASE].folder
         try:
             self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -43,6 +46,7 @@ class Workspace:
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 device_map=device_map,
+                max_memory=max_memory,
             )
         except (ValueError, OSError, KeyError, ImportError) as error:
             raise UserError(f"base ({folder}): transformers cannot load it: {error}") from error
@@ -56,6 +60,9 @@ class Workspace:
         self._stackable = device_map is None
         self._pool: LayerPool | None = None
         self._stack: Stack | None = None
+        self._device = device
+        self.devices: Mapping[str, torch.device] = {}
+        """Where each slot is merged: where its module runs, also if it is kept elsewhere."""
         self._written: dict[str, Job] = {}
         self._look(models.layout)
 
@@ -74,12 +81,16 @@ class Workspace:
         self._arrange(recipe)
         changed = [job for job in jobs if self._written.get(job.slot.name) != job]
         finite = {}
-        for job, operands in feed(changed, self._models, self._devices):
+        for job, operands in feed(changed, self._models, self.devices):
             name = job.slot.name
             view = self._views[name]
             self._written.pop(name, None)
-            merge_job(job, self._models, operands, out=view, run=self._run)
-            finite[name] = view.isfinite().all().to(self.model.device)
+            device = self.devices[name]
+            here = view if view.device == device else torch.empty_like(view, device=device)
+            merge_job(job, self._models, operands, out=here, run=self._run)
+            finite[name] = here.isfinite().all().to(self._device)
+            if here is not view:
+                view.copy_(here)
             self._written[name] = job
         try:
             check_finite(finite)
@@ -112,4 +123,4 @@ class Workspace:
     def _look(self, layout: Layout) -> None:
         """Finds where the tensors of the layout lie in the live model."""
         self._views = live_views(self.model, layout)
-        self._devices = {name: view.device for name, view in self._views.items()}
+        self.devices = {n: used_on(self.model, s.parameter) for n, s in layout.slots.items()}

@@ -6,7 +6,13 @@ from collections.abc import Set as AbstractSet
 import torch
 from transformers import PreTrainedModel
 
-from evomerge.scoring.logits import check_finite, keeps_keys_and_values, logits_at, pad
+from evomerge.scoring.logits import (
+    check_finite,
+    input_device,
+    keeps_keys_and_values,
+    logits_at,
+    pad,
+)
 
 # What a generation config may hold without changing greedy decoding.
 _HARMLESS = {
@@ -48,7 +54,7 @@ def decode(
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # the prompt of each row of the batch
     ended = [False] * len(prompts)
-    tokens, mask = pad(prompts, model.device, side="left")
+    tokens, mask = pad(prompts, input_device(model), side="left")
     padded = not bool(mask.all())
     cache = None
     for _ in range(max_new_tokens):

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.greedy import decode, decodes_greedily
 from evomerge.scoring.likelihood import Pair, plan_passes, run_pass
-from evomerge.scoring.logits import keeps_keys_and_values
+from evomerge.scoring.logits import input_device, keeps_keys_and_values
 
 _LOG = logging.getLogger(__name__)
 _SAMPLING_SEED = 1234  # the torch seed of lm-eval's simple_evaluate
@@ -70,6 +70,7 @@ class LanguageModel:
                 max_length=max_length,
                 softmax_dtype="float32",
             )
+        self._stock._device = input_device(model)
         self._max_length: int = self._stock.max_length
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._windows: dict[str, list[Pair]] = {}
@@ -246,7 +247,7 @@ class LanguageModel:
             Instance(request_type="generate_until", doc={}, arguments=(text, dict(settings)), idx=0)
             for text in texts
         ]
-        device = self.model.device
+        device = input_device(self.model)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self._memory():
             torch.manual_seed(_SAMPLING_SEED)
@@ -259,7 +260,7 @@ class LanguageModel:
             yield
         except torch.OutOfMemoryError as error:
             raise CandidateError(
-                f"out of memory with batch_size {self._batch_size} on {self.model.device}; "
+                f"out of memory with batch_size {self._batch_size} on {input_device(self.model)}; "
                 "lower the batch size"
             ) from error
 

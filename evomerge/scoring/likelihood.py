@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from evomerge.scoring.logits import check_finite, logits_at, pad
+from evomerge.scoring.logits import check_finite, input_device, logits_at, pad
 
 _LOGITS_AT_ONCE = 2**25  # converted to float32 together: 128 MiB
 _WORTH_SHARING = 4  # tokens; a shorter beginning costs more to look up than to read again
@@ -84,7 +84,7 @@ def run_pass(
     """
     rows = [row for _, rows in batch.groups for row in rows]
     read, wanted, starts = _positions(rows, pairs)
-    device = model.device
+    device = input_device(model)
     index, column, kept, target = (torch.tensor(v, device=device) for v in (*read, *wanted))
     tokens, _ = pad([row.tokens for row in rows], device, side="right")
     beginning = _read_beginnings(model, batch, tokens) if batch.groups[0][0] else {}

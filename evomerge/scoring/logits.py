@@ -36,6 +36,17 @@ def logits_at(
     return output.logits, output.get("past_key_values")
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: where the embeddings run, also if accelerate keeps them elsewhere."""
+    if model.device.type != "meta":
+        return model.device
+    embeddings: Any = model.get_input_embeddings()
+    hook = embeddings._hf_hook
+    hooks = getattr(hook, "hooks", (hook,))
+    device = next(each.execution_device for each in hooks if getattr(each, "offload", False))
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
 def check_finite(values: torch.Tensor) -> None:
     """Raises CandidateError where a value is NaN."""
     if bool(values.isnan().any()):

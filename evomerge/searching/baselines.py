@@ -20,24 +20,22 @@ def baselines(template: Recipe, methods: Sequence[str] = ()) -> dict[str, Recipe
     anyone would try, and those of the search space.
     """
     names = tuple(template.sources)
-    found = {BASE: _whole(template, "passthrough", (BASE,))}
-    found |= {name: _whole(template, "passthrough", (name,)) for name in names}
-    found["linear"] = _whole(template, "linear", names)
+    found = {BASE: whole(template, "passthrough", (BASE,))}
+    found |= {name: whole(template, "passthrough", (name,)) for name in names}
+    found["linear"] = whole(template, "linear", names)
     for scale in SCALES:
         weight: ParameterValue = dict.fromkeys(names, scale)
-        merged = _whole(template, "task_arithmetic", names, weight=weight)
+        merged = whole(template, "task_arithmetic", names, weight=weight)
         found[f"task_arithmetic {scale:g}"] = merged
     for name in dict.fromkeys((*USUAL, *methods)):
         method = METHODS[name]
         fits = method.minimum_sources <= len(names) <= (method.maximum_sources or len(names))
         if fits and name not in ("passthrough", "linear", "task_arithmetic"):
-            found[name] = _whole(template, name, names)
+            found[name] = whole(template, name, names)
     return found
 
 
-def _whole(
-    template: Recipe, method: str, sources: Sequence[str], **given: ParameterValue
-) -> Recipe:
+def whole(template: Recipe, method: str, sources: Sequence[str], **given: ParameterValue) -> Recipe:
     """One rule for the whole model, every parameter written out."""
     values: dict[str, ParameterValue] = {}
     for row in METHODS[method].parameters:

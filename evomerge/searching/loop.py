@@ -26,7 +26,7 @@ from evomerge.searching.record import (
     worker_stamp,
 )
 from evomerge.searching.run_folder import RunFolder, Side
-from evomerge.searching.space import SearchSpace
+from evomerge.searching.space import Space
 from evomerge.searching.study import finished, scored_before
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Loop:
     """One process's share of a study."""
 
     study: optuna.Study
-    space: SearchSpace
+    space: Space
     objective: Objective
     folder: RunFolder
     evaluate: Evaluate

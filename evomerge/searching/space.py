@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import (
@@ -36,6 +36,52 @@ LINES = ("lines/alpha", "lines/beta")
 """Names of LiNeS' two numbers in a trial."""
 
 
+class Space(Protocol):
+    """What a study may propose: recipes, written in parameters that samplers see."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every merge method that a proposal may use."""
+        ...
+
+    def describe(self) -> str:
+        """In words, for a terminal."""
+        ...
+
+    def starts(self) -> dict[str, Recipe]:
+        """Name -> recipe that is tried beside the baselines before any proposal."""
+        ...
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Every parameter that samplers see, in a fixed order."""
+        ...
+
+    def propose(self, trial: optuna.Trial) -> Recipe:
+        """Asks the trial for every parameter and makes the recipe of them."""
+        ...
+
+    def recipe(self, parameters: Mapping[str, Any]) -> Recipe:
+        """The recipe of a full set of parameters."""
+        ...
+
+    def encode(self, recipe: Recipe) -> Parameters:
+        """The parameters of which `recipe` makes these weights; NotInSpace if there are none."""
+        ...
+
+
+def ask(trial: optuna.Trial, distributions: Mapping[str, BaseDistribution]) -> Parameters:
+    """Every parameter, suggested by the trial's sampler."""
+    parameters: Parameters = {}
+    for name, distribution in distributions.items():
+        if isinstance(distribution, FloatDistribution):
+            parameters[name] = trial.suggest_float(
+                name, distribution.low, distribution.high, step=distribution.step
+            )
+        elif isinstance(distribution, CategoricalDistribution):
+            parameters[name] = trial.suggest_categorical(name, distribution.choices)
+    return parameters
+
+
 class NotInSpace(EvomergeError):  # noqa: N818 - a fact about a recipe, not a failure
     """The recipe cannot be written in this space's parameters; the message says why."""
 
@@ -58,15 +104,16 @@ class SearchSpace:
 
     def propose(self, trial: optuna.Trial) -> Recipe:
         """Asks the trial for every parameter, used or not, and makes the recipe of them."""
-        parameters: Parameters = {}
-        for name, distribution in self.distributions().items():
-            if isinstance(distribution, FloatDistribution):
-                parameters[name] = trial.suggest_float(
-                    name, distribution.low, distribution.high, step=distribution.step
-                )
-            elif isinstance(distribution, CategoricalDistribution):
-                parameters[name] = trial.suggest_categorical(name, distribution.choices)
-        return self.recipe(parameters)
+        return self.recipe(ask(trial, self.distributions()))
+
+    def describe(self) -> str:
+        """In words, for a terminal."""
+        places = ", ".join(group.place.label for group in self.groups)
+        return f"methods {', '.join(self.methods)}; groups {places}"
+
+    def starts(self) -> dict[str, Recipe]:
+        """None: the baselines stand for this space."""
+        return {}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Every parameter that samplers see, in a fixed order."""
@@ -99,6 +146,8 @@ class SearchSpace:
     def encode(self, recipe: Recipe) -> Parameters:
         """The parameters of which `recipe` makes these weights; NotInSpace if there are none."""
         encoded: Parameters = {}
+        if recipe.stack is not None:
+            raise NotInSpace("it stacks layers")
         for group in self.groups:
             rule = _rule_of(group, recipe)
             if rule.method not in self.methods:

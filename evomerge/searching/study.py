@@ -20,7 +20,7 @@ from evomerge.searching.record import (
     RETRY_OF,
 )
 from evomerge.searching.run_folder import STUDY, RunFolder
-from evomerge.searching.space import NotInSpace, SearchSpace
+from evomerge.searching.space import NotInSpace, Space
 
 IDENTITY = "identity"
 """Study attribute: the facts that make scores comparable; a resume must bring equal ones."""
@@ -75,9 +75,7 @@ def differences(known: Any, given: Any, path: str = "") -> list[str]:
     return [] if plain[0] == plain[1] else [f"{path}: {plain[0]!r} -> {plain[1]!r}"]
 
 
-def enqueue_baselines(
-    study: optuna.Study, space: SearchSpace, baselines: Mapping[str, Recipe]
-) -> None:
+def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str, Recipe]) -> None:
     """Makes sure that every baseline stands in the study once; safe to repeat after a kill.
 
     One that can be written in the space's parameters carries them, so that samplers learn of it.
@@ -133,7 +131,7 @@ def carry_over(
     old_folder: RunFolder,
     new: optuna.Study,
     folder: RunFolder,
-    space: SearchSpace,
+    space: Space,
 ) -> int:
     """Takes the scored trials of one run into another whose scores are comparable.
 

@@ -204,7 +204,7 @@ def test_a_model_dispatched_by_accelerate_is_written_where_it_is(models: Models)
 @pytest.mark.parametrize("placement", ["device", "host", "files"])
 def test_placement_changes_no_bit(placement: Placement) -> None:
     fresh = open_models(TEMPLATE)
-    fresh.hold(placement, torch.device("cpu"))
+    fresh.hold(placement, dict.fromkeys(fresh.layout.slots, torch.device("cpu")))
     expected = dict(merged_tensors(whole("ties"), open_models(TEMPLATE)))
     for name, tensor in merged_tensors(whole("ties"), fresh):
         assert torch.equal(tensor, expected[name]), name

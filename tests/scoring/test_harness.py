@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -195,6 +196,14 @@ def test_scores_follow_the_weights_and_come_back(harness: Harness, model: Any) -
     assert scorer.score(fresh, documents) == changed
     model.load_state_dict(before)
     assert scorer.score(model, documents) == first
+
+
+def test_a_model_offloaded_by_accelerate_has_equal_scores(harness: Harness, model: Any) -> None:
+    documents = every_document(harness)
+    expected = harness.score(model, documents)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.device.type == "meta"
+    assert harness.score(model, documents) == expected
 
 
 def test_perplexity_per_document(harness: Harness, trained: Any) -> None:

@@ -1,0 +1,111 @@
+"""From a configuration and opened models to the search space."""
+
+from pathlib import Path
+
+from evomerge.architectures import PARTS, place
+from evomerge.config import LoadedConfig, OverrideConfig, StackConfig, range_of
+from evomerge.errors import UserError
+from evomerge.merging.models import Models
+from evomerge.methods.method import Parameter
+from evomerge.recipe import BASE, MERGED, Recipe, Rule
+from evomerge.searching.baselines import whole
+from evomerge.searching.finalists import rank
+from evomerge.searching.groups import Cell, make_groups
+from evomerge.searching.record import read_trials
+from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.space import Range, SearchSpace, Space
+from evomerge.searching.stacks import StackSpace
+from evomerge.searching.study import find_study
+
+
+def space_of(loaded: LoadedConfig, template: Recipe, models: Models) -> Space:
+    """The search space that a configuration describes; UserError where the models do not fit it."""
+    config = loaded.config.space
+    if config.stack is not None:
+        return _stack_space(loaded, config.stack, template, models)
+    places = [place(name) for name in models.layout.slots]
+    layers = 1 + max((p.layer for p in places if p.layer is not None), default=-1)
+    groups = make_groups(*config.cut(), layers, {p.part for p in places})
+    for number, override in enumerate(config.overrides):
+        cells = [cell for group in groups for cell, _ in group.cells]
+        if not any(_within(cell, override) for cell in cells):
+            raise UserError(
+                f"{loaded.file}: space.overrides.{number}: matches no group; the groups are "
+                + ", ".join(dict.fromkeys(cell.label for cell in cells))
+            )
+
+    def ranges(cell: Cell, parameter: Parameter) -> Range:
+        span = range_of(config.ranges, parameter.name)
+        for override in config.overrides:
+            if _within(cell, override):
+                own = range_of(override.ranges, parameter.name)
+                span = span if own is None else own
+        if span is not None:
+            return span
+        return (parameter.low, parameter.high) if parameter.searched else float(parameter.default)
+
+    return SearchSpace(
+        template=template,
+        groups=groups,
+        methods=config.methods,
+        method_per_group=config.choose == "group",
+        ranges=ranges,
+        lines=config.lines,
+    )
+
+
+def _stack_space(
+    loaded: LoadedConfig, config: StackConfig, template: Recipe, models: Models
+) -> StackSpace:
+    layers = models.stacks.depth
+    if config.after is None:
+        sources = config.sources or tuple(template.sources)
+        rules: dict[str, tuple[Rule, ...]] = {
+            name: whole(template, "passthrough", (name,)).rules
+            for name in (BASE, *template.sources)
+        }
+    else:
+        sources = config.sources or (MERGED,)
+        rules = _winners(loaded.folder / config.after, config.winners, template)
+    span = config.scale
+    return StackSpace(
+        template=template,
+        layers=layers,
+        sources=sources,
+        rules=rules,
+        depth=config.depth or (layers - layers // 4, layers + layers // 2),
+        repeats=config.repeats,
+        order=config.order,
+        scale=(float(span[0]), float(span[1])) if isinstance(span, list) else float(span),
+    )
+
+
+def _winners(run: Path, count: int, template: Recipe) -> dict[str, tuple[Rule, ...]]:
+    """The rules of a run's best trials, by trial; UserError where its models are others."""
+    study = find_study(RunFolder(run).storage_of_run(None))
+    if study is None:
+        raise UserError(f"space.stack.after: {run} holds no study; expected the output of a search")
+    best = [r for r in rank(list(read_trials(study))) if r.recipe.stack is None][:count]
+    if not best:
+        raise UserError(f"space.stack.after: {run} has no scored trial yet; let it finish one")
+    for name in (BASE, *template.sources):
+        known = best[0].recipe
+        there = known.base if name == BASE else known.sources.get(name)
+        if there is None or there.sha256 != template.model(name).sha256:
+            raise UserError(
+                f"space.stack.after: {run} was searched with another model called {name}; expected "
+                "the base and sources of this file"
+            )
+    return {record.name: record.recipe.rules for record in best}
+
+
+def _within(cell: Cell, override: OverrideConfig) -> bool:
+    """Whether all of a cell lies within an override's layers and parts."""
+    layers = override.layers is None or (
+        cell.layers is not None and set(cell.layers) <= set(override.layers)
+    )
+    parts = override.parts is None or (
+        set(cell.parts or (PARTS if cell.layers is None else ())) <= set(override.parts)
+        and cell.parts is not None
+    )
+    return layers and parts
