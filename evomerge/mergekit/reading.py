@@ -73,7 +73,7 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
     _check_tokenizer(content)
     slices = _slices(content, method)
     given = _base_of(content, slices)
-    paths = [_path(source["model"], given) for piece in slices for source in piece["sources"]]
+    paths = [model_path(source["model"], given) for piece in slices for source in piece["sources"]]
     base = paths[0] if given is None else given
     if method == "passthrough" and given is not None and set(paths) != {given}:
         raise UserError("base_model: passthrough takes one model; leave base_model out")
@@ -138,13 +138,13 @@ def _base_of(content: Mapping[str, Any], slices: Sequence[Mapping[str, Any]]) ->
     """The base model that the merge, or each of its slices, names."""
     own = [piece.get("base_model") for piece in slices]
     named = [each for each in (content.get("base_model"), *own) if each is not None]
-    bases = list(dict.fromkeys(_path(each, None) for each in named))
+    bases = list(dict.fromkeys(model_path(each, None) for each in named))
     if len(bases) > 1 or (bases and content.get("base_model") is None and None in own):
         raise UserError(f"base_model: {', '.join(bases)} in some slices; expected one for all")
     return bases[0] if bases else None
 
 
-def _path(model: Any, base: str | None) -> str:
+def model_path(model: Any, base: str | None) -> str:
     """`path`, `path@revision`; of `base+adapter` the adapter, since it is a source of its own."""
     lora = None
     if isinstance(model, Mapping):
@@ -209,8 +209,8 @@ def _slices(content: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
             raise UserError(f"slices.{number}: has no models; expected at least one")
     base = content.get("base_model")
     if "models" in content and base is not None and method in BASE_JOINS:
-        listed = [_path(source["model"], None) for source in content["models"]]
-        if _path(base, None) not in listed:
+        listed = [model_path(source["model"], None) for source in content["models"]]
+        if model_path(base, None) not in listed:
             return [{"sources": [*content["models"], {"model": base}]}]
     return pieces
 
@@ -218,7 +218,7 @@ def _slices(content: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
 def _slice(piece: Mapping[str, Any], names: Mapping[str, str], base: str) -> Slice:
     inputs: list[Input] = []
     for source in piece["sources"]:
-        name = names[_path(source["model"], base)]
+        name = names[model_path(source["model"], base)]
         if name in [each.name for each in inputs]:
             raise UserError(f"{source['model']}: stands twice in one list of models")
         span = source.get("layer_range")
