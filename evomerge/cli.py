@@ -204,11 +204,30 @@ def merge(
     force: Force = False,
     device: Device = "auto",
     trust_remote_code: Trust = False,
+    keep_between: Annotated[
+        bool,
+        typer.Option(
+            "--keep-between",
+            help="Of a mergekit file with several merges: leave all results, in OUT-between.",
+        ),
+    ] = False,
 ) -> None:
     """Makes the weights of a recipe and writes them as a checkpoint folder."""
-    with _errors(), _quiet():
+    with _errors(), _messages(), _quiet():
+        from evomerge.mergekit.chain import is_chain, merge_chain
         from evomerge.mergekit.reading import read_recipe
 
+        if is_chain(recipe) and as_adapter is None:
+            folder = merge_chain(
+                recipe,
+                out,
+                keep=keep_between,
+                force=force,
+                trust_remote_code=trust_remote_code,
+                device=device,
+            )
+            _out.print(f"wrote {folder}", markup=False)
+            return
         asked = read_recipe(recipe)
         if as_adapter is not None:
             _write_adapter(asked, out, as_adapter, force, trust_remote_code)
