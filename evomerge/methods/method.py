@@ -14,11 +14,23 @@ import torch
 Value = float | bool | tuple[float, ...]
 """A parameter's value: one number, one flag, or one number per source in the rule's order."""
 
-Scalars = Mapping[str, Sequence[float] | Sequence[int] | torch.Tensor]
+
+class Step(NamedTuple):
+    """Numbers, one per source, that change at a position of the flattened tensor."""
+
+    values: torch.Tensor
+    """float32 [2, sources]: up to that position, and behind it."""
+    last: torch.Tensor
+    """int64 [sources]: the last position of the first ones; -1 where there is none."""
+
+
+Scalars = Mapping[str, Sequence[float] | Sequence[int] | torch.Tensor | Step]
 """What `coefficients` returns, by name: 1-D sequences (floats become float32, integers int32); a
 float32 tensor [sources, rows, 1] or [sources, 1, columns], where numbers differ by row or column of
-a 2-D tensor; or an int64 tensor [sources] of positions in the flattened tensor, which reach
-`combine` as `Operands.position` counts them (clamped to the block's ends)."""
+a 2-D tensor; or a `Step`, which reaches `combine` in `Operands.limits`."""
+
+Placed = Mapping[str, torch.Tensor | Step]
+"""The same as tensors, on the operands' device."""
 
 
 class Operands(NamedTuple):
@@ -38,6 +50,8 @@ class Operands(NamedTuple):
     """int32, 0-d: the same divided by 2^31; a chunk never crosses such a boundary."""
     aids: tuple[torch.Tensor, ...] = ()
     """What `Method.aids` gave, cut likewise, in its own types."""
+    limits: Mapping[str, tuple[torch.Tensor, ...]] = {}
+    """float32, of each `Step` by its name: one tensor per source, to be broadcast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
