@@ -16,7 +16,7 @@ FLOORS = [
     {"scoring"},
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
-    {"config", "starter", "inspection", "mergekit"},
+    {"config", "config_values", "starter", "inspection", "mergekit"},
     {"assemble", "spaces", "describe", "inspection_picture"},
     {"verbs"},
     {"cli"},
@@ -28,6 +28,7 @@ BESIDE = {
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "spaces"),
+    ("config", "config_values"),
 }
 """Rooms of one floor that may know each other: the first knows the second."""
 INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
