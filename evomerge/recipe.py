@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
-from evomerge.typed_yaml import parse_yaml, validate
+from evomerge.typed_yaml import dump_yaml, parse_yaml, validate
 
 DType = Literal["float32", "float16", "bfloat16"]
 ParameterValue = bool | float | dict[str, float]
@@ -244,7 +243,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as people read it."""
-        return yaml.dump(self.to_mapping(), Dumper=_Dumper, sort_keys=False, width=100)
+        return dump_yaml(self.to_mapping())
 
     def write(self, path: Path) -> None:
         """Writes recipe.yaml, in one step."""
@@ -326,19 +325,3 @@ def _rule_mapping(rule: Rule) -> dict[str, Any]:
 def _piece_mapping(piece: Piece) -> dict[str, Any]:
     scale = {} if piece.scale == 1.0 else {"scale": piece.scale}
     return {"source": piece.source, "layers": format_layers(piece.layers), **scale}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Short lists and mappings of plain values on one line; no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_mapping(self, tag: str, mapping: Any, flow_style: Any = None) -> yaml.MappingNode:
-        plain = all(not isinstance(value, (dict, list)) for value in mapping.values())
-        numbers = plain and all(isinstance(value, (int, float)) for value in mapping.values())
-        return super().represent_mapping(tag, mapping, flow_style=numbers and len(mapping) > 0)
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: Any = None) -> Any:
-        plain = all(not isinstance(value, (dict, list)) for value in sequence)
-        return super().represent_sequence(tag, sequence, flow_style=plain)
