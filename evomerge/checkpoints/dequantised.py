@@ -13,11 +13,13 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,11 @@ def _fingerprint(found: _Quantised, cache: Path) -> str:
     files += [found.folder / "config.json"] if found.method != "gguf" else []
     key = hashes.of_files(files)
     hashes.save()
-    packages = ["transformers", *(p for _, p in [_PACKAGES.get(found.method, ("", ""))] if p)]
+    packages = [
+        "evomerge",
+        "transformers",
+        *(p for _, p in [_PACKAGES.get(found.method, ("", ""))] if p),
+    ]
     for package in packages:
         try:
             key = combine_hashes({key: f"{package} {importlib.metadata.version(package)}"})
@@ -178,21 +184,27 @@ def _make(found: _Quantised, folder: Path, *, trust_remote_code: bool) -> None:
     start = time.perf_counter()
     with new_folder(folder, force=True) as beside:
         try:
-            _write(found, beside, trust_remote_code=trust_remote_code)
-        except OSError:
-            raise
+            with _without_progress_bars():
+                _write(found, beside, trust_remote_code=trust_remote_code)
         # Loaders fail in ways of their own; what they say names the package or device they miss.
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk; transformers' own have no number
             raise _refused(found, f"{type(error).__name__}: {error}") from error
         facts = {"from": str(found.path.resolve()), "method": found.method}
         write_text(beside / _MARKER, json.dumps(facts, indent=1))
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
     seconds = time.perf_counter() - start
     log.warning(
-        "dequantised %s in %.0f s: %.2f GiB in %s, kept for the next time; delete that folder to "
+        "dequantised %s in %.1f s: %.3g GiB in %s, kept for the next time; delete that folder to "
         "have the room back",
         *(found.path, seconds, size, folder),
     )
+
+
+def _without_progress_bars() -> AbstractContextManager[object]:
+    """The loaders' own, which a log would be full of; a terminal shows them."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())
 
 
 def _check_can_be_undone(found: _Quantised) -> None:
