@@ -58,8 +58,7 @@ def merge(
     jobs = plan_merge(recipe, models)
     specs = {job.slot.name: Spec(shape=job.slot.shape, dtype=job.slot.dtype) for job in jobs}
     place = choose_device(device)
-    run, reason = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
-    log.info("merging %s: %s", place, reason)
+    run, _ = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
     recipe = pinned_recipe(recipe, models)
     calibrate(recipe, models, device=place, folder=statistics, trust_remote_code=trust_remote_code)
     out = Path(out)
