@@ -78,24 +78,25 @@ def merge_job(
     model, is filled and returned; otherwise a new tensor of the slot's type. NaN and infinity are
     let through: see `check_finite`.
     """
-    if job.method is None:
-        return operands[0] if out is None else out.copy_(operands[0])
-    padding = models.padding(job.slot.name)
-    if padding is not None:
+    shape = operands[0].shape
+    if shape != job.slot.shape and (out is None or out.shape != shape):  # rows of padding follow
         if out is None:
             out = torch.empty(job.slot.shape, dtype=job.slot.dtype, device=operands[0].device)
-        out[len(operands[0]) :].copy_(padding)
-    merged = merge_tensor(
+        out[shape[0] :] = models.padding(job.slot.name)
+        merge_job(job, models, operands, out=out[: shape[0]], run=run)
+        return out
+    if job.method is None:
+        return operands[0] if out is None else out.copy_(operands[0])
+    return merge_tensor(
         job.method,
         operands[0],
         operands[1:],
         job.parameters,
         models.statistics(job.slot.name, job.sources, operands, job.keys),
-        out=out if padding is None or out is None else out[: len(operands[0])],
+        out=out,
         out_dtype=job.slot.dtype,
         run=run,
     )
-    return merged if out is None else out
 
 
 def merged_tensors(

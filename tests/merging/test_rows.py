@@ -1,19 +1,23 @@
 """Merges of models with other vocabularies: rows are matched by token, padding counts nowhere."""
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from evomerge.errors import UserError
+from evomerge.merging.layout import read_layout
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import Placement
 from evomerge.merging.plan import merged_tensors
 from evomerge.merging.workspace import Workspace
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
+from tests.families import make_checkpoint
 from tests.vocabularies import EMBEDDINGS, FAMILY, TOKENS, variant, write_tokenizer
 
 SHUFFLED = tuple(random.Random(0).sample(TOKENS, len(TOKENS)))
@@ -178,7 +182,7 @@ def test_equal_vocabularies_are_read_as_they_are() -> None:
     asked = recipe(FAMILY / "dial", FAMILY / "past", vocabulary="union")
     models = open_models(asked)
     assert models.digest is None
-    assert models.padding(EMBEDDINGS) is None
+    assert len(models.padding(EMBEDDINGS)) == 0
     models.hold("device", torch.device("cpu"))
     held = models.own("dial", EMBEDDINGS)
     assert models.read("dial", EMBEDDINGS).data_ptr() == held.data_ptr()
@@ -236,3 +240,36 @@ def test_statistics_of_one_vocabulary_are_not_those_of_another(tmp_path: Path) -
     digests = {digest(open_models(recipe(dial, vocabulary=v))) for v in (BASE, "union", "dial")}
     assert len(digests) == 3
     assert None not in digests
+
+
+@pytest.mark.parametrize("family", ["phi", "gptj", "gpt2", "gpt_neox", "opt", "mamba"])
+@pytest.mark.parametrize("vocabulary", ["union", "source"])
+def test_heads_biases_and_live_models_of_other_families(
+    tmp_path: Path, family: str, vocabulary: str
+) -> None:
+    base, plain = (make_checkpoint(family, tmp_path / name, n) for n, name in enumerate("ab"))
+    names = read_layout(base, torch.float32).vocabulary
+    order = random.Random(0).sample(range(64), 64)
+    source = tmp_path / "source"
+    source.mkdir()
+    tensors = load_file(plain / "model.safetensors")
+    for name in names:
+        tensors[name] = torch.cat([tensors[name][order], 1 + tensors[name][:2]])
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((plain / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "vocab_size": 66}))
+    write_tokenizer(base, TOKENS[:64])
+    write_tokenizer(source, [TOKENS[n] for n in order], ["<a>", "<b>"])
+    asked = recipe(source, base=base, vocabulary=vocabulary, weight=0.5)
+    expected = merged(recipe(plain, base=base, weight=0.5))
+    models = open_models(asked)
+    workspace = Workspace(models, dtype=torch.float32, device=torch.device("cpu"))
+    workspace.load(asked)
+    state = workspace.model.state_dict()
+    for name in names:
+        live = state[models.layout.slots[name].parameter]
+        rows = list(range(64)) if vocabulary == "union" else order
+        assert torch.equal(live[:64], expected[name][rows]), name
+        assert torch.equal(live[64:], tensors[name][64:]), name
+    logits = workspace.model(torch.tensor([[5, 64, 6, 65]]), use_cache=False).logits
+    assert logits.shape[-1] == 66
