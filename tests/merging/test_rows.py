@@ -1,5 +1,6 @@
 """Merges of models with other vocabularies: rows are matched by token, padding counts nowhere."""
 
+import dataclasses
 import json
 import random
 from collections.abc import Mapping
@@ -56,11 +57,44 @@ def assert_equal(got: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
         assert torch.equal(got[name], tensor), name
 
 
+Opened = tuple[Recipe, Models]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Opened:
+    asked = recipe(FAMILY / "dial", FAMILY / "past")
+    return asked, open_models(asked)
+
+
+@pytest.fixture(scope="module")
+def permuted(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """A source with its tokens under other numbers."""
+    dial = variant("dial", tmp_path_factory.mktemp("permuted") / "dial", tokens=SHUFFLED)
+    asked = recipe(dial, FAMILY / "past")
+    return asked, open_models(asked)
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """28 further rows, huge in the sources and 7 in the base."""
+    folder = tmp_path_factory.mktemp("padded")
+    base = variant("base", folder / "base", padding=torch.full((28, 96), 7.0))
+    names = ("dial", "past")
+    huge = [variant(name, folder / name, padding=torch.full((28, 96), 1e4)) for name in names]
+    asked = recipe(*huge, base=base)
+    return asked, open_models(asked)
+
+
+def by(opened: Opened, method: str) -> dict[str, torch.Tensor]:
+    """The whole merge, by a method at its defaults."""
+    asked, models = opened
+    rule = Rule(method=method, sources=tuple(asked.sources))
+    return dict(merged_tensors(dataclasses.replace(asked, rules=(rule,)), models))
+
+
 @pytest.mark.parametrize("method", METHODS_OF_TWO)
-def test_permuted_numbers_change_no_bit(tmp_path: Path, method: str) -> None:
-    dial = variant("dial", tmp_path / "dial", tokens=SHUFFLED)
-    plain = recipe(FAMILY / "dial", FAMILY / "past", method=method)
-    assert_equal(merged(recipe(dial, FAMILY / "past", method=method)), merged(plain))
+def test_permuted_numbers_change_no_bit(permuted: Opened, plain: Opened, method: str) -> None:
+    assert_equal(by(permuted, method), by(plain, method))
 
 
 def test_a_source_s_vocabulary_permutes_the_result(tmp_path: Path) -> None:
@@ -101,8 +135,8 @@ def test_a_token_of_two_sources_starts_from_their_mean(tmp_path: Path) -> None:
 
 def test_the_base_s_vocabulary_leaves_added_tokens_out(tmp_path: Path) -> None:
     dial = variant("dial", tmp_path / "dial", added=["<call>"])
-    plain = recipe(FAMILY / "dial", FAMILY / "past", method="ties")
-    assert_equal(merged(recipe(dial, FAMILY / "past", method="ties")), merged(plain))
+    plain = recipe(FAMILY / "dial", FAMILY / "past", method="slerp")
+    assert_equal(merged(recipe(dial, FAMILY / "past", method="slerp")), merged(plain))
 
 
 def test_a_source_s_smaller_vocabulary_and_a_token_it_lacks(tmp_path: Path) -> None:
@@ -119,26 +153,22 @@ def test_a_source_s_smaller_vocabulary_and_a_token_it_lacks(tmp_path: Path) -> N
         assert torch.equal(whole[number], expected[number]), token
 
 
-@pytest.mark.parametrize("untied", [False, True])
 @pytest.mark.parametrize("method", METHODS_OF_TWO)
-def test_padding_counts_in_no_statistic(tmp_path: Path, method: str, untied: bool) -> None:
-    def padded(name: str, value: float | None) -> Path:
-        rows = None if value is None else torch.full((28, 96), value)
-        folder = tmp_path / str(value) / name
-        return variant(name, folder, padding=rows, untied=untied)
+def test_padding_counts_in_no_statistic(padded: Opened, plain: Opened, method: str) -> None:
+    got = by(padded, method)
+    assert torch.equal(got[EMBEDDINGS][100:], torch.full((28, 96), 7.0))
+    assert_equal({**got, EMBEDDINGS: got[EMBEDDINGS][:100]}, by(plain, method))
 
-    def of(value: float | None, of_base: float | None) -> dict[str, torch.Tensor]:
-        sources = [padded(name, value) for name in ("dial", "past")]
-        return merged(recipe(*sources, base=padded("base", of_base), method=method))
 
-    plain, garbage = of(None, None), of(1e4, 7.0)
-    for name, tensor in plain.items():
-        if name in (EMBEDDINGS, "lm_head.weight"):
-            assert torch.equal(garbage[name][:100], tensor), name
-            filling = 14.0 if name == "lm_head.weight" else 7.0
-            assert torch.equal(garbage[name][100:], torch.full((28, 96), filling))
-        else:
-            assert torch.equal(garbage[name], tensor), name
+def test_padding_of_a_head_of_its_own(tmp_path: Path) -> None:
+    def of(padding: torch.Tensor | None, name: str) -> dict[str, torch.Tensor]:
+        folders = (tmp_path / name / model for model in ("base", "dial", "past"))
+        base, *sources = (variant(f.name, f, padding=padding, untied=True) for f in folders)
+        return merged(recipe(*sources, base=base, method="ties"))
+
+    without, rows = of(None, "without"), of(torch.full((28, 96), 1e3), "padded")
+    assert torch.equal(rows["lm_head.weight"][:100], without["lm_head.weight"])
+    assert (rows["lm_head.weight"][100:] == 2000).all()
 
 
 def test_added_tokens_take_the_base_s_padding_then_more(tmp_path: Path) -> None:
@@ -166,7 +196,7 @@ def test_live_model_and_writer_get_equal_bits(
     base = variant("base", tmp_path / "base", padding=torch.full((3, 96), 7.0), untied=True)
     dial = variant("dial", tmp_path / "dial", tokens=SHUFFLED, added=["<a>"], untied=True)
     past = variant("past", tmp_path / "past", added=list("äöüßéè"), untied=True)
-    asked = recipe(dial, past, base=base, method="ties", vocabulary=vocabulary)
+    asked = recipe(dial, past, base=base, method="slerp", vocabulary=vocabulary)
     models = open_models(asked)
     models.hold(placement, torch.device("cpu"))
     workspace = Workspace(models, dtype=torch.float32, device=torch.device("cpu"))
