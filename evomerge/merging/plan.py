@@ -82,7 +82,7 @@ def merge_job(
     if shape != job.slot.shape and (out is None or out.shape != shape):  # rows of padding follow
         if out is None:
             out = torch.empty(job.slot.shape, dtype=job.slot.dtype, device=operands[0].device)
-        out[shape[0] :] = models.padding(job.slot.name)
+        out[shape[0] :].copy_(models.padding(job.slot.name))
         merge_job(job, models, operands, out=out[: shape[0]], run=run)
         return out
     if job.method is None:
