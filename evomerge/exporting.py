@@ -151,12 +151,12 @@ def _write_configuration(folder: Path, models: Models, recipe: Recipe) -> None:
         config = models.stacks.changes(stack, config)
     config = _with_vocabulary(config, models) | {"dtype": recipe.dtype}
     write_text(folder / "config.json", json.dumps(config, indent=2))
-    if (base / "generation_config.json").exists():
-        settings = read_json(base / "generation_config.json")
-        write_text(
-            folder / "generation_config.json",
-            json.dumps(_with_vocabulary(settings, models), indent=2),
-        )
+    generation = base / "generation_config.json"
+    if generation.exists():
+        settings = read_json(generation)
+        moved = _with_vocabulary(settings, models)
+        text = json.dumps(moved, indent=2) if moved != settings else generation.read_text("utf-8")
+        write_text(folder / generation.name, text)
     if models.vocabularies is None:
         copy_tokenizer(base, folder)
     else:
