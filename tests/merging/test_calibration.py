@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from evomerge.merging.workspace import Workspace
 from evomerge.recipe import Calibration, Model, Piece, Rule
 from tests.checkpoints.test_adapter import make_adapter
 from tests.families import VOCABULARY, make_checkpoint
+from tests.vocabularies import TOKENS, variant
 
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart"
 CPU = torch.device("cpu")
@@ -216,6 +218,29 @@ def test_an_adapter_reads_the_text_as_the_model_that_it_makes(text: Path, tmp_pa
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert torch.equal(one.gram, other.gram), slot
+
+
+@pytest.mark.parametrize("vocabulary", ["base", "union", "shuffled"])
+def test_a_source_of_other_token_numbers_reads_the_same_text(
+    text: Path, tmp_path: Path, vocabulary: str, calibrated: Models
+) -> None:
+    tokens = random.Random(1).sample(TOKENS, len(TOKENS))
+    shuffled = variant("dial", tmp_path / "shuffled", tokens=tokens, added=["<call>"])
+    asked = dataclasses.replace(
+        recipe(text, Rule(method="regmean", sources=("shuffled",))),
+        sources={"shuffled": Model(path=str(shuffled))},
+        vocabulary=vocabulary,
+    )
+    opened = open_models(asked)
+    calibrate(asked, opened, device=CPU)
+    assert opened.activations is not None
+    assert calibrated.activations is not None
+    for slot in opened.layout.slots:
+        one = calibrated.activations.inputs("dial", slot)
+        other = opened.activations.inputs("shuffled", slot)
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one.gram, other.gram)
 
 
 def test_a_stack_takes_layers_that_are_merged_so(text: Path, calibrated: Models) -> None:
