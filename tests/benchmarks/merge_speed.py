@@ -1,7 +1,8 @@
 """How fast a candidate is made, beside a plain copy and beside the reference program.
 
     python tests/benchmarks/merge_speed.py --out results/benchmarks/merge_speed
-        [--device cuda] [--threads 2] [--clock process_time] [--reference PYTHON]  # a Python with mergekit 0.1.5
+        [--device cuda] [--threads 2] [--clock process_time]
+        [--reference PYTHON]   # a Python with mergekit 0.1.5
 
 Random bfloat16 tensors: a base of 201 million parameters and three sources. Every operand counts
 once (base, sources, result). Times are medians; the copy is measured between the merges. On a GPU
@@ -301,8 +302,8 @@ def main() -> None:
         "",
         f"Base of {family.elements / 1e6:.0f} million parameters in {TENSORS} tensors, {SOURCES} "
         f"sources, bfloat16, density 0.5; medians of {arguments.repeats}, {counted}. Seconds "
-        "are those of a candidate without what is done once: compiling (from a warm or a cold cache), and the "
-        "statistics, here of one tensor in 12.",
+        "are those of a candidate, without what is done once: compiling (less where its cache is "
+        "warm), and the statistics, here of one of the 12 tensors.",
         "",
         *table,
     ]
