@@ -12,7 +12,7 @@ import yaml
 from evomerge.errors import UserError
 from evomerge.mergekit.reading import from_mergekit, is_mergekit_file, read_recipe
 from evomerge.recipe import Piece, Recipe
-from tests.mergekit.goldens import assert_equal, read_goldens, tolerance
+from tests.mergekit.goldens import assert_equal, read_goldens
 
 Weights = Callable[[Recipe], dict[str, torch.Tensor]]
 READ: dict[str, dict[str, Any]] = read_goldens()[0]["read"]
@@ -23,7 +23,7 @@ def test_merges_what_mergekit_merges(
     name: str, sources: Path, weights: Weights, goldens: dict[str, torch.Tensor]
 ) -> None:
     recipe = from_mergekit(READ[name], sources)
-    assert_equal(weights(recipe), goldens, f"read/{name}", tolerance(READ[name]))
+    assert_equal(weights(recipe), goldens, f"read/{name}")
 
 
 def test_rules_are_few(sources: Path) -> None:
