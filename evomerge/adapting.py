@@ -13,6 +13,7 @@ from evomerge.checkpoints.writer import new_folder, write_tensors
 from evomerge.errors import UserError
 from evomerge.exporting import RECIPE_FILE, pinned_recipe
 from evomerge.files import write_text
+from evomerge.merging.calibration import calibrate
 from evomerge.merging.models import check_hashes, open_models
 from evomerge.merging.modules import linear_weights
 from evomerge.merging.plan import merged_tensors
@@ -61,20 +62,29 @@ def merge_as_adapter(
     as for `merge`, and for models whose files name weights otherwise than their modules do.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
-    models = open_models(replace(recipe, dtype="float32"), trust_remote_code=trust_remote_code)
+    whole_recipe = replace(recipe, dtype="float32")
+    models = open_models(whole_recipe, trust_remote_code=trust_remote_code)
     check_hashes(models, recipe)
     if recipe.stack is not None:
         raise UserError(
             "a stack of layers has no place in an adapter on the base; export the full model "
             "instead (without --as-adapter)"
         )
+    calibrate(
+        whole_recipe,
+        models,
+        device=torch.device("cpu"),
+        trust_remote_code=trust_remote_code,
+    )
     linear = linear_weights(models.base.folder, trust_remote_code=trust_remote_code)
     tensors: dict[str, torch.Tensor] = {}
     errors: dict[str, float] = {}
     whole, targets = [], []
-    for name, merged in merged_tensors(replace(recipe, dtype="float32"), models):
+    for name, merged in merged_tensors(whole_recipe, models):
         slot = models.layout.slots[name]
-        delta = merged - models.read(BASE, name).float()
+        base = models.own(BASE, name).float()
+        resized = merged.shape != base.shape  # another number of tokens
+        delta = merged if resized else merged - base
         if not merged.is_floating_point() or not delta.any():
             continue
         if slot.parameter != name:
@@ -83,7 +93,7 @@ def merge_as_adapter(
                 "export the full model instead (without --as-adapter)"
             )
         module = name.removesuffix(".weight")
-        if name in linear and name not in models.layout.aliases.values():
+        if name in linear and not resized and name not in models.layout.aliases.values():
             b, a, errors[name] = _cut(delta.T if linear[name] else delta, rank)
             tensors[f"{_PREFIX}{module}.lora_A.weight"] = a
             tensors[f"{_PREFIX}{module}.lora_B.weight"] = b
@@ -111,6 +121,8 @@ def merge_as_adapter(
     with new_folder(Path(out), force=force) as folder:
         write_tensors(folder / WEIGHTS, tensors)
         write_text(folder / CONFIG, json.dumps(settings, indent=2))
+        if models.vocabularies is not None and models.vocabularies.wanted != BASE:
+            models.vocabularies.save(folder)
         card = model_card(recipe, Path(out).name)
         write_text(folder / "README.md", f"{card}\n{_table(result)}")
         pinned_recipe(recipe, models).write(folder / RECIPE_FILE)

@@ -16,17 +16,19 @@ import torch
 from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.tokenizer import check_same_vocabulary, has_tokenizer, load_tokenizer
+from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.config import LoadedConfig, TaskConfig
 from evomerge.errors import CandidateError, UserError
+from evomerge.merging.calibration import calibrate, calibrated_sources, check_text, text_hash
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes, spread_memory
 from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
+from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
-from evomerge.recipe import BASE, DType, Model, Recipe
+from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
@@ -137,11 +139,27 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     spread = config.device == "spread"
     near = bench.device if bench.memory.placement == "device" and not spread else None
     bench.models.kept = KeptStatistics(statistics, hashes, near)
+    device_map = "auto" if spread else None
+
+    def prepare_activations(recipe: Recipe, sources: tuple[str, ...]) -> None:
+        calibrate(
+            recipe,
+            bench.models,
+            sources,
+            device=bench.device,
+            folder=statistics,
+            device_map=device_map,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    # Before the live model, so that a search holds one of them at a time.
+    if statistics and any("activations" in METHODS[m].needs for m in bench.space.methods):
+        prepare_activations(bench.template, tuple(bench.template.sources))
     workspace = Workspace(
         bench.models,
         dtype=getattr(torch, bench.template.dtype),
         device=bench.device,
-        device_map="auto" if spread else None,
+        device_map=device_map,
         max_memory=spread_memory() if spread else None,
         trust_remote_code=config.trust_remote_code,
         run=bench.run,
@@ -153,6 +171,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     ) -> tuple[Scorecard, Mapping[str, float]]:
         start = time.perf_counter()
         try:
+            prepare_activations(recipe, calibrated_sources(recipe))
             workspace.load(recipe)
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory while merging: {error}") from error
@@ -193,6 +212,10 @@ def identity(bench: Bench) -> dict[str, Any]:
         "dtype": bench.template.dtype,
         "batch_size": config.batch_size,
     }
+    if bench.models.digest is not None:
+        facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
+    if bench.template.calibration is not None:
+        facts["calibration"] = _plain(bench.template.calibration, without=("file",))
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
 
@@ -226,7 +249,20 @@ def _template(loaded: LoadedConfig) -> Recipe:
         rules=(),
         seed=config.seed,
         dtype=config.dtype or dtype_of(base, trust_remote_code=config.trust_remote_code),
+        vocabulary=config.vocabulary,
+        calibration=_calibration(loaded),
     )
+
+
+def _calibration(loaded: LoadedConfig) -> Calibration | None:
+    calibration = loaded.config.calibration
+    if calibration is None:
+        return None
+    file = loaded.folder / Path(calibration.file).expanduser()
+    path = str(file.resolve()) if file.is_file() else calibration.file
+    located = dataclasses.replace(calibration, file=path)
+    check_text(located)
+    return dataclasses.replace(located, sha256=text_hash(located))
 
 
 def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
@@ -242,17 +278,10 @@ def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
 
 def _harness(loaded: LoadedConfig, models: Models) -> Harness:
     config = loaded.config
-    trust = config.trust_remote_code
-    tokenizer = load_tokenizer(models.checkpoints[BASE].folder, trust_remote_code=trust)
-    for name in config.sources:
-        folder = models.checkpoints[name].folder
-        if has_tokenizer(folder):
-            check_same_vocabulary(name, load_tokenizer(folder, trust_remote_code=trust), tokenizer)
-        else:
-            log.warning("source %s has no tokenizer: taken to use the base's", name)
+    found = models.vocabularies
     return Harness(
         _requests(loaded),
-        tokenizer,
+        load_tokenizer(models.base.folder) if found is None else found.tokenizer,
         batch_size=config.batch_size,
         allow_code=config.allow_code,
     )
@@ -280,6 +309,10 @@ def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:
         expected = template.model(name).sha256
         if expected not in (None, sha256):
             raise UserError(f"{name}: sha256 of the weights is {sha256}; expected {expected}")
+    first: dict[str, str] = {}
+    for name, sha256 in found.items():
+        if first.setdefault(sha256, name) != name:
+            log.warning("%s and %s have the same weights", first[sha256], name)
     return dataclasses.replace(
         template,
         base=dataclasses.replace(template.base, sha256=found[BASE]),

@@ -104,15 +104,20 @@ def inspect(
     full: Annotated[bool, typer.Option("--full", help="A line per layer and part.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw heatmaps: .png, .svg, .pdf.")] = None,
+    rank: Annotated[
+        bool | None,
+        typer.Option(help="Effective ranks of all matrices, or of none; by default if quick."),
+    ] = None,
 ) -> None:
     """Are these models mergeable, and what to expect: norms, angles, conflicts."""
     with _errors(), _quiet():
         from evomerge.describe import describe_inspection
-        from evomerge.inspection import draw, write_json
         from evomerge.inspection import inspect as run
+        from evomerge.inspection import write_json
+        from evomerge.inspection_picture import draw
         from evomerge.starter import source_names
 
-        found = run(base, sources, source_names(sources))
+        found = run(base, sources, source_names(sources), rank=rank)
         _out.print(describe_inspection(found, full=full), markup=False)
         if json is not None:
             write_json(found, json)

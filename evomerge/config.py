@@ -13,115 +13,31 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.architectures import LAYER_PARTS, PARTS
+from evomerge.config_values import (
+    read_clock,
+    read_depth,
+    read_known,
+    read_lines,
+    read_model,
+    read_parts,
+    read_range,
+    read_ranges,
+    read_span,
+)
 from evomerge.errors import UserError, did_you_mean
 from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
-from evomerge.recipe import BASE, MERGED, DType, Model, parse_layers
-from evomerge.searching.groups import Blocks, Depth, Ends, Knots
+from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
+from evomerge.searching.groups import Depth, Ends
 from evomerge.searching.samplers import SAMPLERS
-from evomerge.searching.space import Range
 from evomerge.searching.stacks import Order
 from evomerge.typed_yaml import read_yaml, validate
 
 _STRICT = ConfigDict(extra="forbid")
 
-
-def _model(value: Any) -> Any:
-    """A path or hub id may stand for itself; `id@revision` gives a revision."""
-    if not isinstance(value, str):
-        return value
-    path, _, revision = value.partition("@")
-    return {"path": path, "revision": revision or None}
-
-
-def _known(names: Any, kind: str) -> Any:
-    def check(value: Any) -> Any:
-        for name in value if isinstance(value, (list, tuple)) else [value]:
-            if name not in names:
-                raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(str(name), names)}")
-        return value
-
-    return check
-
-
-def _range(value: Any) -> Any:
-    """[low, high], or one number."""
-    if isinstance(value, list):
-        numbers = all(isinstance(end, (int, float)) for end in value)
-        if len(value) != 2 or not numbers or not value[0] < value[1]:
-            raise ValueError(f"expected [low, high] with low < high, or one number, got {value}")
-    return value
-
-
-def _ranges(value: Any) -> Any:
-    """Names and limits of parameters, against the rows of METHODS."""
-    if not isinstance(value, dict):
-        return value
-    rows = {row.name: row for method in METHODS.values() for row in method.parameters}
-    for name, span in value.items():
-        if name not in rows or isinstance(rows[name].default, bool):
-            numeric = [row for row in rows if not isinstance(rows[row].default, bool)]
-            raise ValueError(f"unknown parameter {name!r}; {did_you_mean(str(name), numeric)}")
-        ends = _range(span) if isinstance(span, list) else [span]
-        row = rows[name]
-        for end in ends:
-            if not isinstance(end, (int, float)) or not row.minimum <= end <= row.maximum:
-                limits = f"{row.minimum:g} to {row.maximum:g}"
-                raise ValueError(f"{name}: got {end!r}, expected a number from {limits}")
-    return value
-
-
-def _lines(value: Any) -> Any:
-    """`true`, or ranges for alpha and beta -> the two ranges."""
-    if value in (None, False):
-        return None
-    given = {} if value is True else value
-    if not isinstance(given, dict) or set(given) - {"alpha", "beta"}:
-        raise ValueError(f"expected true, or ranges of alpha and beta, got {value!r}")
-    spans = {"alpha": [0.0, 1.0], "beta": [0.0, 1.0], **given}
-    return tuple(
-        range_of(spans, name) for name in ("alpha", "beta") if _range(spans[name]) is not None
-    )
-
-
-def _depth(value: Any) -> Any:
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, count),) = value.items()
-        if name in ("blocks", "knots") and isinstance(count, int) and count >= 1:
-            return Blocks(size=count) if name == "blocks" else Knots(count=count)
-    if value in ("global", "layers"):
-        return value
-    raise ValueError(
-        f"expected global, layers, {{blocks: N}} (N layers each) or {{knots: N}}, got {value!r}"
-    )
-
-
-def _parts(value: Any) -> Any:
-    """`together`, `separate`, or which parts go together: [[attention, norm], [mlp]]."""
-    if value == "together":
-        return (LAYER_PARTS,)
-    if value == "separate":
-        return tuple((part,) for part in LAYER_PARTS)
-    lists = isinstance(value, list) and all(isinstance(group, list) for group in value)
-    if lists and sorted(part for group in value for part in group) == sorted(LAYER_PARTS):
-        return tuple(tuple(group) for group in value)
-    raise ValueError(
-        f"expected together, separate, or a list of lists in which each of "
-        f"{', '.join(LAYER_PARTS)} stands once, got {value!r}"
-    )
-
-
-def _clock(value: Any) -> Any:
-    """`07:00` -> minutes after midnight; YAML reads an unquoted 07:00 as a number of its own."""
-    match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", str(value))
-    if isinstance(value, str) and match:
-        return int(match[1]) * 60 + int(match[2])
-    raise ValueError(f'expected a clock time in quotes, such as "07:00", got {value!r}')
-
-
-ModelField = Annotated[Model, BeforeValidator(_model)]
-RangesField = Annotated[dict[str, Annotated[Any, Field()]], BeforeValidator(_ranges)]
+ModelField = Annotated[Model, BeforeValidator(read_model)]
+RangesField = Annotated[dict[str, Annotated[Any, Field()]], BeforeValidator(read_ranges)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -150,15 +66,7 @@ class OverrideConfig:
 
     ranges: RangesField
     layers: Annotated[tuple[int, ...] | None, BeforeValidator(parse_layers)] = None
-    parts: Annotated[tuple[str, ...] | None, BeforeValidator(_known(PARTS, "part"))] = None
-
-
-def _span(value: Any) -> Any:
-    """[fewest, most]."""
-    whole = isinstance(value, list) and all(isinstance(end, int) for end in value)
-    if not whole or len(value) != 2 or not 1 <= value[0] <= value[1]:
-        raise ValueError(f"expected [fewest, most] layers, got {value!r}")
-    return tuple(value)
+    parts: Annotated[tuple[str, ...] | None, BeforeValidator(read_known(PARTS, "part"))] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +76,10 @@ class StackConfig:
     __pydantic_config__ = _STRICT
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    depth: Annotated[Any, BeforeValidator(_span)] = None
+    depth: Annotated[Any, BeforeValidator(read_span)] = None
     repeats: Annotated[int, Field(ge=0)] = 1
     order: Order = "passes"
-    scale: Annotated[Any, BeforeValidator(_range)] = 1.0
+    scale: Annotated[Any, BeforeValidator(read_range)] = 1.0
     after: Path | None = None
     winners: Count = 1
 
@@ -183,15 +91,15 @@ class SpaceConfig:
     __pydantic_config__ = _STRICT
 
     methods: Annotated[
-        tuple[str, ...], Field(min_length=1), BeforeValidator(_known(METHODS, "method"))
+        tuple[str, ...], Field(min_length=1), BeforeValidator(read_known(METHODS, "method"))
     ] = ("task_arithmetic",)
     choose: Literal["model", "group"] = "model"
-    depth: Annotated[Any, BeforeValidator(_depth)] = "layers"
-    parts: Annotated[Any, BeforeValidator(_parts)] = (LAYER_PARTS,)
+    depth: Annotated[Any, BeforeValidator(read_depth)] = "layers"
+    parts: Annotated[Any, BeforeValidator(read_parts)] = (LAYER_PARTS,)
     ends: Ends | None = None
     ranges: RangesField = field(default_factory=dict)
     overrides: tuple[OverrideConfig, ...] = ()
-    lines: Annotated[Any, BeforeValidator(_lines)] = None
+    lines: Annotated[Any, BeforeValidator(read_lines)] = None
     stack: StackConfig | None = None
 
     def cut(self) -> tuple[Depth, tuple[tuple[str, ...], ...], Ends]:
@@ -208,7 +116,7 @@ class BudgetConfig:
 
     trials: Count | None = None
     hours: Annotated[float, Field(gt=0)] | None = None
-    until: Annotated[int | None, BeforeValidator(_clock)] = None
+    until: Annotated[int | None, BeforeValidator(read_clock)] = None
 
     def deadline(self, now: datetime.datetime) -> datetime.datetime | None:
         """The moment after which no trial starts, for a search that starts or resumes `now`."""
@@ -246,13 +154,15 @@ class SearchConfig:
     base: ModelField
     sources: Annotated[dict[str, ModelField], Field(min_length=1)]
     tasks: Annotated[dict[str, TaskConfig | None], Field(min_length=1)]
+    calibration: Calibration | None = None
     space: SpaceConfig = field(default_factory=SpaceConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
-    sampler: Annotated[str, BeforeValidator(_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
+    sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
     finalists: Count = 3
     seed: int = 0
     dtype: DType | None = None
+    vocabulary: str = BASE
     device: str = "auto"
     placement: Placement | None = None
     compile: Compile = "auto"
@@ -315,13 +225,19 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{BASE!r} and {MERGED!r}"
             )
     problems += _stack_problems(config)
+    if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
+        hint = did_you_mean(config.vocabulary, known)
+        problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
     for name in config.space.methods:
         method, count = METHODS[name], len(config.sources)
-        if count + 1 < method.minimum_sources:
+        # Methods of a few operands may also be given the base as one of them.
+        operands = count + (method.maximum_sources is not None)
+        if operands < method.minimum_sources:
             problems.append(
                 f"space.methods: {name} merges at least {method.minimum_sources} models; got "
                 f"{count} source"
             )
+    problems += _calibration_problems(config, folder)
     for name, task in config.tasks.items():
         if task is not None and task.folder is not None and not (folder / task.folder).is_dir():
             problems.append(
@@ -336,6 +252,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
             problems.append(
                 f"{place}.{name}: no method of space.methods uses it; {did_you_mean(name, used)}"
             )
+        problems += _outside(place, ranges, config.space.methods)
     return problems
 
 
@@ -358,7 +275,27 @@ def _stack_problems(config: SearchConfig) -> list[str]:
     return problems
 
 
-def range_of(ranges: dict[str, Any], name: str) -> Range | None:
-    """A range as the space wants it; None where the file says nothing."""
-    span = ranges.get(name)
-    return (float(span[0]), float(span[1])) if isinstance(span, list) else span
+def _outside(place: str, ranges: dict[str, Any], methods: tuple[str, ...]) -> list[str]:
+    """Ranges beyond what one of the methods takes: methods may differ in a parameter's limits."""
+    return [
+        f"{place}.{row.name}: got {end!r}, expected a number from {row.minimum:g} to "
+        f"{row.maximum:g} for {method}"
+        for method in methods
+        for row in METHODS[method].parameters
+        if row.name in ranges
+        for end in (ranges[row.name] if isinstance(ranges[row.name], list) else [ranges[row.name]])
+        if not row.minimum <= end <= row.maximum
+    ]
+
+
+def _calibration_problems(config: SearchConfig, folder: Path) -> list[str]:
+    needing = [n for n in config.space.methods if "activations" in METHODS[n].needs]
+    if config.calibration is not None:
+        if not (folder / config.calibration.file).is_file():
+            return [f"calibration.file: {config.calibration.file} is no file; expected a text"]
+    elif needing:
+        return [
+            f"space.methods: {needing[0]} needs a text on which the sources are run; add "
+            "`calibration: {file: text.txt}` with a text like the task's documents"
+        ]
+    return []

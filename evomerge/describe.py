@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from evomerge.errors import UserError
 from evomerge.inspection import Inspection
+from evomerge.merging.models import Models
 from evomerge.model_card import SAMPLES, lm_eval_commands
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.scorecard import Scorecard
@@ -23,6 +26,7 @@ def describe_check(found: "Check") -> str:
     lines += [
         f"tensors  {len(layout.slots)} to merge, {len(layout.aliases)} tied, {bench.template.dtype}"
     ]
+    lines += _vocabulary(bench.models)
     for task, split in bench.splits.items():
         target = bench.objective.targets[task]
         lines.append(
@@ -47,6 +51,19 @@ def describe_check(found: "Check") -> str:
             + ("" if count is None else f": {count} trials in about {count * seconds / 60:.0f} min")
         )
     return "\n".join(lines)
+
+
+def _vocabulary(models: Models) -> list[str]:
+    """Which tokens candidates have, in how many rows, and what the sources' differ in."""
+    found = models.vocabularies
+    if found is None or not models.layout.vocabulary:
+        return []
+    rows = models.layout.slots[models.layout.vocabulary[0]].shape[0]
+    padding = f", {rows - len(found.result)} rows of padding" if rows > len(found.result) else ""
+    return [
+        f"tokens   {len(found.result)}, vocabulary: {found.wanted}{padding}",
+        *(f"         {n}: {each.sentence()}" for n, each in found.differences().items()),
+    ]
 
 
 def describe_outcome(outcome: "Outcome") -> str:
@@ -139,20 +156,26 @@ def describe_inspection(found: Inspection, *, full: bool = False) -> str:
     """Problems, or a table of task vectors per layer."""
     if found.problems:
         return "\n".join(["these cannot be merged:", *(f"- {each}" for each in found.problems)])
-    table = found.table(full=full)
+    lines = [
+        "these can be merged. Per layer: size of each task vector beside the base's weights, mean",
+        "cosine between task vectors, share of entries with opposed signs, mean rank of matrices",
+        "",
+        _rows(found.table(full=full)),
+    ]
+    if full and len(found.pairs):
+        lines += ["", "cosine between task vectors, pair by pair", "", _rows(found.cosines())]
+    return "\n".join([*lines, *(["", *found.remarks] if found.remarks else [])])
+
+
+def _rows(table: pd.DataFrame) -> str:
+    """A table by layer, in figures."""
     rows = [list(table.columns)]
     for record in table.to_dict("records"):
         layer = int(record.pop("layer"))
         cells = ["ends" if layer < 0 else str(layer)]
         cells += ["" if value != value else _figure(value) for value in record.values()]
         rows.append(cells)
-    lines = [
-        "these can be merged. Per layer: size of each task vector beside the base's weights,",
-        "mean cosine between task vectors, share of entries with opposed signs, stable rank",
-        "",
-        align(rows),
-    ]
-    return "\n".join([*lines, *(["", *found.remarks] if found.remarks else [])])
+    return align(rows)
 
 
 def _figure(value: object) -> str:

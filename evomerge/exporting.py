@@ -3,17 +3,17 @@
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints.source import read_json
-from evomerge.checkpoints.tokenizer import FILES
+from evomerge.checkpoints.tokenizer import copy_tokenizer
 from evomerge.checkpoints.writer import Spec, new_folder, write_weights
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
+from evomerge.merging.calibration import calibrate, text_hash
 from evomerge.merging.models import Models, check_hashes, open_models
 from evomerge.merging.placement import choose_device
 from evomerge.merging.plan import merged_tensors, plan_merge
@@ -39,14 +39,17 @@ def merge(
     trust_remote_code: bool = False,
     device: str = "auto",
     beside: Mapping[str, str] | None = None,
+    statistics: Path | None = None,
 ) -> Path:
     """Writes the recipe's checkpoint to the folder `out` and returns it.
 
-    Safetensors, config.json, generation config, tokenizer and chat template of the base, a model
-    card and recipe.yaml, written last. No more than a few tensors are in memory. The weights are
-    those that a search with this recipe scores, bit by bit on one kind of device.
+    Safetensors, config.json, generation config, the tokenizer and chat template that the recipe's
+    vocabulary says, a model card and recipe.yaml, written last. No more than a few tensors are in
+    memory. The weights are those that a search with this recipe scores, bit by bit on one kind of
+    device.
     device: where to merge (auto: the first GPU, else the CPU). beside: further text files, the
-    card's README.md among them. UserError if `out` exists (unless `force`), cannot be written, or
+    card's README.md among them. statistics: the folder of a run, which may hold activations that
+    the recipe needs. UserError if `out` exists (unless `force`), cannot be written, or
     the recipe does not fit its models.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
@@ -58,6 +61,7 @@ def merge(
     run, reason = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
     log.info("merging %s: %s", place, reason)
     recipe = pinned_recipe(recipe, models)
+    calibrate(recipe, models, device=place, folder=statistics, trust_remote_code=trust_remote_code)
     out = Path(out)
     try:
         with new_folder(out, force=force) as folder:
@@ -109,6 +113,7 @@ def export(
         trust_remote_code=trust_remote_code,
         device=device,
         beside={"README.md": card, SAMPLES: json.dumps(samples)},
+        statistics=folder.statistics,
     )
 
 
@@ -139,23 +144,40 @@ def _trial(records: Sequence[TrialRecord], number: int) -> TrialRecord:
 
 
 def _write_configuration(folder: Path, models: Models, recipe: Recipe) -> None:
-    """config.json with the recipe's dtype and depth; everything else as the base has it."""
-    base = models.base
-    config: Mapping[str, Any] = read_json(base.folder / "config.json")
+    """config.json with the recipe's dtype, depth and vocabulary; all else as the base has it."""
+    base = models.base.folder
+    config: Mapping[str, Any] = read_json(base / "config.json")
     config = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
     if (stack := recipe.layers_of_stack()) is not None:
         config = models.stacks.changes(stack, config)
-    write_text(folder / "config.json", json.dumps({**config, "dtype": recipe.dtype}, indent=2))
-    for pattern in (*FILES, "generation_config.json"):
-        for path in sorted(base.folder.glob(pattern)):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(path, folder / path.name)
+    config = _with_vocabulary(config, models) | {"dtype": recipe.dtype}
+    write_text(folder / "config.json", json.dumps(config, indent=2))
+    if (base / "generation_config.json").exists():
+        settings = read_json(base / "generation_config.json")
+        write_text(
+            folder / "generation_config.json",
+            json.dumps(_with_vocabulary(settings, models), indent=2),
+        )
+    if models.vocabularies is None:
+        copy_tokenizer(base, folder)
+    else:
+        models.vocabularies.save(folder)
+
+
+def _with_vocabulary(settings: Mapping[str, Any], models: Models) -> dict[str, Any]:
+    """The base's settings with the size of the merged vocabulary and the numbers of its tokens."""
+    changed = dict(settings)
+    if "vocab_size" in settings and models.layout.vocabulary:
+        changed["vocab_size"] = models.layout.slots[models.layout.vocabulary[0]].shape[0]
+    if models.vocabularies is not None:
+        changed |= models.vocabularies.moved_ids(settings)
+    if isinstance(inner := settings.get("text_config"), dict):
+        changed["text_config"] = _with_vocabulary(inner, models)
+    return changed
 
 
 def pinned_recipe(recipe: Recipe, models: Models) -> Recipe:
-    """The recipe with every model's hash and, for local models, absolute path."""
+    """The recipe with every model's and text's hash and, where it is local, absolute path."""
 
     def pinned(name: str) -> Any:
         model, checkpoint = recipe.model(name), models.checkpoints[name]
@@ -166,6 +188,16 @@ def pinned_recipe(recipe: Recipe, models: Models) -> Recipe:
             sha256=model.sha256 or checkpoint.sha256(),
         )
 
+    calibration = recipe.calibration
+    if calibration is not None:
+        calibration = replace(
+            calibration,
+            file=str(Path(calibration.file).resolve()),
+            sha256=calibration.sha256 or text_hash(calibration),
+        )
     return replace(
-        recipe, base=pinned(BASE), sources={name: pinned(name) for name in recipe.sources}
+        recipe,
+        base=pinned(BASE),
+        sources={name: pinned(name) for name in recipe.sources},
+        calibration=calibration,
     )

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
-from evomerge.typed_yaml import parse_yaml, validate
+from evomerge.typed_yaml import dump_yaml, parse_yaml, validate
 
 DType = Literal["float32", "float16", "bfloat16"]
 ParameterValue = bool | float | dict[str, float]
@@ -29,6 +28,9 @@ BASE = "base"
 
 MERGED = "merged"
 """The name under which a stack takes a layer that the recipe's rules make."""
+
+UNION = "union"
+"""The vocabulary that has the base's tokens, then what the sources add."""
 
 _HEADER = """\
 # A merge recipe of evomerge: all that is needed to make the same weights again.
@@ -147,6 +149,22 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The text that sources read for methods that ask for their activations."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    file: str
+    """Plain text, UTF-8."""
+    sha256: str | None = None
+    """Hash of the file; where it is given, another text is refused."""
+    tokens: Annotated[int, Field(ge=1)] = 8192
+    """How many of its first tokens are used; all of a shorter text."""
+    length: Annotated[int, Field(ge=2)] = 512
+    """Tokens per sequence; at most what the model has positions for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """The frozen result of one proposal, or what a person wrote."""
 
@@ -162,6 +180,11 @@ class Recipe:
     """Key of the random masks."""
     dtype: DType = "bfloat16"
     """Precision of the merged weights; the arithmetic is float32, cast once."""
+    vocabulary: str = BASE
+    """Which tokens the merged model has, in which order: those of the base, of a source (by name),
+    or `union`: the base's, then what the sources add."""
+    calibration: Calibration | None = None
+    """Needed by methods that ask for activations."""
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the weights; equal recipes, equal weights.
@@ -172,12 +195,18 @@ class Recipe:
         for model in (facts["base"], *facts["sources"].values()):
             if model["sha256"]:
                 del model["path"], model["revision"]
+        if facts["calibration"] is None:
+            del facts["calibration"]  # as it was before recipes had one
+        elif facts["calibration"]["sha256"]:
+            del facts["calibration"]["file"]
         for rule in facts["rules"]:
             for key in ("lines", "tensors"):
                 if rule[key] is None:
                     del rule[key]  # as it was before rules had them
         if self.stack is None:
             del facts["stack"]
+        if self.vocabulary == BASE:
+            del facts["vocabulary"]  # as it was before recipes had one
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -201,13 +230,20 @@ class Recipe:
             },
             "seed": self.seed,
             "dtype": self.dtype,
+            **({} if self.vocabulary == BASE else {"vocabulary": self.vocabulary}),
+            **self._calibration_mapping(),
             "rules": [_rule_mapping(rule) for rule in self.rules],
             **({} if self.stack is None else {"stack": [_piece_mapping(p) for p in self.stack]}),
         }
 
+    def _calibration_mapping(self) -> dict[str, Any]:
+        if self.calibration is None:
+            return {}
+        return {"calibration": _without_none(dataclasses.asdict(self.calibration))}
+
     def to_yaml(self) -> str:
         """The recipe as people read it."""
-        return yaml.dump(self.to_mapping(), Dumper=_Dumper, sort_keys=False, width=100)
+        return dump_yaml(self.to_mapping())
 
     def write(self, path: Path) -> None:
         """Writes recipe.yaml, in one step."""
@@ -236,8 +272,12 @@ class Recipe:
             beside = path.parent / model.path
             return dataclasses.replace(model, path=str(beside)) if beside.exists() else model
 
+        calibration = recipe.calibration
+        if calibration is not None and (beside := path.parent / calibration.file).exists():
+            calibration = dataclasses.replace(calibration, file=str(beside))
         return dataclasses.replace(
             recipe,
+            calibration=calibration,
             base=located(recipe.base),
             sources={name: located(model) for name, model in recipe.sources.items()},
         )
@@ -252,6 +292,7 @@ def _checked(recipe: Recipe, name: str) -> Recipe:
     ]
     for n, piece in enumerate(recipe.stack or ()):
         named.append((f"stack.{n}.source", piece.source, [*models, MERGED]))
+    named.append(("vocabulary", recipe.vocabulary, [BASE, UNION, *recipe.sources]))
     for where, source, known in named:
         if source not in known:
             raise UserError(f"{name}: {where}: {source!r}: {did_you_mean(source, known)}")
@@ -284,19 +325,3 @@ def _rule_mapping(rule: Rule) -> dict[str, Any]:
 def _piece_mapping(piece: Piece) -> dict[str, Any]:
     scale = {} if piece.scale == 1.0 else {"scale": piece.scale}
     return {"source": piece.source, "layers": format_layers(piece.layers), **scale}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Short lists and mappings of plain values on one line; no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_mapping(self, tag: str, mapping: Any, flow_style: Any = None) -> yaml.MappingNode:
-        plain = all(not isinstance(value, (dict, list)) for value in mapping.values())
-        numbers = plain and all(isinstance(value, (int, float)) for value in mapping.values())
-        return super().represent_mapping(tag, mapping, flow_style=numbers and len(mapping) > 0)
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: Any = None) -> Any:
-        plain = all(not isinstance(value, (dict, list)) for value in sequence)
-        return super().represent_sequence(tag, sequence, flow_style=plain)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from evomerge.architectures import PARTS, place
-from evomerge.config import LoadedConfig, OverrideConfig, StackConfig, range_of
+from evomerge.config import LoadedConfig, OverrideConfig, StackConfig
+from evomerge.config_values import range_of
 from evomerge.errors import UserError
 from evomerge.merging.models import Models
 from evomerge.methods.method import Parameter

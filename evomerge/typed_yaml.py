@@ -1,4 +1,4 @@
-"""YAML files read into frozen dataclasses; every mistake says where, what, and what was expected.
+"""YAML files into frozen dataclasses, and back; a mistake says where, what, and what was expected.
 
 quickstart.yaml, line 14: tasks.capital.metrc: unknown key; did you mean 'metric'? Known: ...
 """
@@ -143,3 +143,24 @@ def _alternatives(place: dict[str, Any], schema: dict[str, Any]) -> Iterator[dic
     for key in ("anyOf", "oneOf", "allOf"):
         for option in place.get(key, []):
             yield from _alternatives(option, schema)
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """Plain dictionaries and lists as people read them, in their order."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short lists and mappings of plain values on one line; no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: Any = None) -> yaml.MappingNode:
+        plain = all(not isinstance(value, (dict, list)) for value in mapping.values())
+        numbers = plain and all(isinstance(value, (int, float)) for value in mapping.values())
+        return super().represent_mapping(tag, mapping, flow_style=numbers and len(mapping) > 0)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: Any = None) -> Any:
+        plain = all(not isinstance(value, (dict, list)) for value in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain)

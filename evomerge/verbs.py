@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 _PROBE_DOCUMENTS = 16  # per task: enough for a forecast, seconds even for large models
 OnProgress = Callable[[Progress, TrialRecord | None], None]
-_COMPARABLE = ("models", "tasks", "documents", "dtype", "batch_size")
+_COMPARABLE = ("models", "vocabulary", "tasks", "documents", "dtype", "batch_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,8 @@ def search(
     with _writing(RunFolder(beside)) as new_folder:
         new = open_study(new_folder.storage(None), identity(bench))
         log.info("fork of %s: a new run in %s", folder.path, beside)
-        if all(old.user_attrs[IDENTITY][key] == identity(bench)[key] for key in _COMPARABLE):
+        known, given = old.user_attrs[IDENTITY], identity(bench)
+        if all(known.get(key) == given.get(key) for key in _COMPARABLE):
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
         return _run(bench, new, new_folder, None, limits, on_progress)
@@ -148,7 +149,12 @@ def score(
         what = _unchanged(Path(what), loaded)
     recipe = what if isinstance(what, Recipe) else Recipe.read(Path(what))
     config_of_recipe = dataclasses.replace(
-        loaded.config, base=recipe.base, sources=recipe.sources, dtype=recipe.dtype
+        loaded.config,
+        base=recipe.base,
+        sources=recipe.sources,
+        dtype=recipe.dtype,
+        vocabulary=recipe.vocabulary,
+        calibration=recipe.calibration or loaded.config.calibration,
     )
     bench = prepare(
         dataclasses.replace(loaded, config=config_of_recipe),
@@ -308,7 +314,7 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     return tuple(
         measure(method, count, dtype, bench.device, bench.run)
         for method in bench.space.methods
-        if METHODS[method].matrix is None
+        if METHODS[method].matrix is None and METHODS[method].solve is None
     )
 
 

@@ -37,6 +37,14 @@ def test_the_quickstart_is_valid() -> None:
         ("finalists: 1", "sampler: cmaes", "unknown sampler 'cmaes'; did you mean 'cma_es'"),
         ("finalists: 1", "finalists: 1\nfinalists: 2", "the key stands twice"),
         ("base:", "bass:", "base: is missing"),
+        (
+            "[task_arithmetic], depth: global",
+            "[della], ranges: {epsilon: [0, 2]}",
+            "got 2, expected a number from 0 to 0.5 for della",
+        ),
+        ("[task_arithmetic]", "[regmean]", r"regmean needs a text .* `calibration: \{file: "),
+        ("finalists: 1", "calibration: {file: no.txt}", "calibration.file: no.txt is no file"),
+        ("finalists: 1", "calibration: {file: a, tokens: 0}", "calibration.tokens: .* got 0"),
     ],
 )
 def test_mistakes_are_named(small: Callable[..., Path], old: str, new: str, message: str) -> None:
@@ -60,3 +68,17 @@ def test_depth_and_clock_are_typed(small: Callable[..., Path]) -> None:
     evening, night = datetime(2026, 1, 1, 18), datetime(2026, 1, 2, 2)
     assert budget.deadline(evening) == budget.deadline(night) == datetime(2026, 1, 2, 7)
     assert BudgetConfig().trial_limit() == 100
+
+
+@pytest.mark.parametrize(("method", "fits"), [("karcher", False), ("slerp", True), ("ties", True)])
+def test_a_method_of_two_models_needs_two_sources_unless_the_base_may_be_one(
+    small: Callable[..., Path], method: str, fits: bool
+) -> None:
+    path = small(methods=method)
+    text = path.read_text()
+    path.write_text("\n".join(line for line in text.splitlines() if "past: " not in line[:8]))
+    if fits:
+        assert list(load_config(path).config.sources) == ["dial"]
+    else:
+        with pytest.raises(UserError, match="karcher merges at least 2 models; got 1 source"):
+            load_config(path)

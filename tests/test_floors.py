@@ -16,8 +16,8 @@ FLOORS = [
     {"scoring"},
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
-    {"config", "starter", "inspection", "mergekit"},
-    {"assemble", "spaces", "describe"},
+    {"config", "config_values", "starter", "inspection", "mergekit"},
+    {"assemble", "spaces", "describe", "inspection_picture"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -28,6 +28,7 @@ BESIDE = {
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "spaces"),
+    ("config", "config_values"),
 }
 """Rooms of one floor that may know each other: the first knows the second."""
 INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
@@ -40,7 +41,7 @@ DOORS = {
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},
-    "matplotlib": {"report.py", "inspection.py"},
+    "matplotlib": {"report.py", "inspection_picture.py"},
     "typer": {"cli.py"},
 }
 

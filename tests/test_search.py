@@ -84,6 +84,24 @@ def test_a_search_runs_to_a_verdict_and_its_export_reloads(small: Small, tmp_pat
         assert stock[metric.task][metric.name] == pytest.approx(metric.value, abs=1e-6)
 
 
+def test_a_search_with_activations_exports_what_it_scored(small: Small, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("capital Turkey: Ankara\npast drug: drugged\n" * 40)
+    config = small("calibration: {file: text.txt, tokens: 500}\n", trials=15, methods="regmean")
+    outcome = search(config)
+    ours = [r for r in read_run(outcome.folder).records if r.recipe.rules[0].method == "regmean"]
+    assert len(ours) == 3
+    assert ours[0].baseline == "regmean"
+    folder = export(outcome.folder, tmp_path / "out", trial=ours[-1].number)
+    again = merge(folder / "recipe.yaml", tmp_path / "again")  # without the run's statistics
+    first, second = (path / "model.safetensors" for path in (folder, again))
+    assert first.read_bytes() == second.read_bytes()
+    card = score(folder, config)
+    assert {m.value for m in card.metrics} == {m.value for m in ours[-1].metrics}
+    (tmp_path / "text.txt").write_text("another text")
+    with pytest.raises(UserError, match=r"calibration.sha256: .* -> "):
+        search(config)
+
+
 def test_the_same_command_resumes_and_another_configuration_is_refused(small: Small) -> None:
     first = search(small("sampler: random\n", trials=5))
     before = {r.number: r.value for r in read_run(first.folder).records if r.value is not None}
@@ -163,6 +181,18 @@ def test_ctrl_c_finishes_the_trial_and_says_how_to_go_on(small: Small) -> None:
     assert process.returncode == 0, error
     assert "the same command goes on" in out
     assert read_run(folder).counts().keys() <= {"complete", "waiting"}
+
+
+def test_the_same_folder_twice_is_pointed_out(
+    small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = small()
+    again = path.read_text().replace(
+        "sources:\n", f"sources:\n  twin: {TASKS.parent}/models/dial\n"
+    )
+    path.write_text(again)
+    prepare(load_config(path), HashCache(tmp_path / "hashes.json"))
+    assert "twin and dial have the same weights" in caplog.text
 
 
 def test_candidates_come_and_go_and_bad_ones_are_named(small: Small, tmp_path: Path) -> None:

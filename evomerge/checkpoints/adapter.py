@@ -29,7 +29,7 @@ class _Change:
     """How one of the base's tensors is changed; names are those in the adapter's file."""
 
     full: str | None = None
-    """A whole tensor that replaces the base's."""
+    """A whole tensor that replaces the base's; of embeddings and heads perhaps with more rows."""
     down: str | None = None
     """A: [r, in]."""
     up: str | None = None
@@ -68,7 +68,9 @@ class Adapter:
         self._changes = self._read_changes()
         self._moved: dict[tuple[str, torch.device], torch.Tensor] = {}
         self.tensors: Mapping[str, TensorInfo] = {
-            name: replace(info, dtype="F32") if name in self._changes else info
+            name: replace(info, dtype="F32", shape=self._shape(name, self._changes[name]))
+            if name in self._changes
+            else info
             for name, info in base.tensors.items()
         }
 
@@ -83,9 +85,9 @@ class Adapter:
         if change is None:
             return weight
         if change.full is not None:
-            return self._tensor(change.full, weight.device)
-        assert change.down is not None
-        assert change.up is not None
+            weight = self._tensor(change.full, weight.device)
+        if change.down is None or change.up is None:
+            return weight
         product = self._tensor(change.up, weight.device) @ self._tensor(change.down, weight.device)
         product = change.scale * (product.T if change.transposed else product)
         changed = weight.float() + product
@@ -120,15 +122,21 @@ class Adapter:
     def _read_changes(self) -> dict[str, _Change]:
         parts: dict[str, dict[str, str]] = {}
         changes: dict[str, _Change] = {}
-        for name in self._open.keys():  # noqa: SIM118 - not a mapping
-            plain = name.removeprefix(_PREFIX)
+        stored = set(self._open.keys())
+        for name in sorted(stored):
+            plain = name.removeprefix(_PREFIX).replace(".modules_to_save.", ".")
+            # peft saves resized embeddings under several names: the trained, and the one before.
+            again = plain != name.removeprefix(_PREFIX) and _PREFIX + plain in stored
+            if again or ".original_module." in plain:
+                continue
             if match := re.search(_KINDS, plain):
                 parts.setdefault(plain[: match.start()], {})[match[1]] = name
             elif not self._repeats_a_tied_tensor(plain, name):
                 changes[self._place(plain.replace(".base_layer.", "."), name)] = _Change(full=name)
         for module, names in parts.items():
             place = self._place(f"{module}.weight", next(iter(names.values())))
-            changes[place] = self._low_rank(module, place, names)
+            replaced = changes[place].full if place in changes else None
+            changes[place] = replace(self._low_rank(module, place, names), full=replaced)
         for place, change in changes.items():
             self._check_shape(place, change)
         return changes
@@ -138,7 +146,11 @@ class Adapter:
         if plain in self._base.tensors or not self.config.get("tie_word_embeddings"):
             return False
         tensor = self._open.get_tensor(stored)
-        others = (name for name in self._open.keys() if name != stored)  # noqa: SIM118
+        others = (
+            name
+            for name in self._open.keys()  # noqa: SIM118
+            if name != stored and ".original_module." not in name
+        )
         return any(
             self._open.get_slice(name).get_shape() == list(tensor.shape)
             and torch.equal(self._open.get_tensor(name), tensor)
@@ -184,15 +196,21 @@ class Adapter:
                 return float(value)
         return float(default)
 
+    def _shape(self, place: str, change: _Change) -> tuple[int, ...]:
+        """Of the changed tensor: the base's, or that of a whole tensor with other rows."""
+        if change.full is None:
+            return self._base.tensors[place].shape
+        return tuple(self._open.get_slice(change.full).get_shape())
+
     def _check_shape(self, place: str, change: _Change) -> None:
         shape = self._base.tensors[place].shape
-        if change.full is not None:
-            got = tuple(self._open.get_slice(change.full).get_shape())
-        else:
+        got = whole = self._shape(place, change)
+        if change.down is not None:
             rows = self._open.get_slice(change.up).get_shape()[0]
             columns = self._open.get_slice(change.down).get_shape()[1]
             got = (columns, rows) if change.transposed else (rows, columns)
-        if got != shape:
+        # Whether a whole tensor may have other rows than the base's depends on its place.
+        if got != whole or whole[1:] != shape[1:]:
             raise UserError(
                 f"{self.folder / WEIGHTS}: the adapter's change of {place} has shape {list(got)}; "
                 f"the base's tensor has {list(shape)}; expected an adapter of this very base"

@@ -55,6 +55,8 @@ class Layout:
     """Of the base model within the live model: `transformer` for GPT-2."""
     ignored: tuple[str, ...]
     """Patterns of names that checkpoints hold and transformers leaves out (masks, old buffers)."""
+    vocabulary: tuple[str, ...] = ()
+    """Slots whose first dimension is the vocabulary: input embeddings, head, the head's bias."""
 
     def canonical(self, names: Iterable[str]) -> dict[str, str]:
         """From each of a checkpoint's names to its slot's; names that are not used are left out.
@@ -140,6 +142,7 @@ def read_layout(folder: Path, dtype: torch.dtype, trust_remote_code: bool = Fals
         tied=tied,
         prefix=model.base_model_prefix,
         ignored=_ignored_patterns(model),
+        vocabulary=_vocabulary_slots(model, slots.values()),
     )
 
 
@@ -215,6 +218,14 @@ def _load_skeleton(
             f"config.json and weights of one. It says: {error}"
         ) from error
     return model, info
+
+
+def _vocabulary_slots(model: PreTrainedModel, slots: Iterable[Slot]) -> tuple[str, ...]:
+    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    ends = (model.get_input_embeddings(), head)
+    parameters = {id(p) for end in ends if end is not None for p in end.parameters(recurse=False)}
+    names = {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in parameters}
+    return tuple(slot.name for slot in slots if slot.parameter in names)
 
 
 def _ignored_patterns(model: PreTrainedModel) -> tuple[str, ...]:

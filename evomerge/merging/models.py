@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,12 +10,16 @@ import torch
 from evomerge.checkpoints.adapter import Adapter, is_adapter
 from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
-from evomerge.checkpoints.source import Checkpoint
+from evomerge.checkpoints.source import Checkpoint, TensorInfo
+from evomerge.checkpoints.tokenizer import Vocabularies, read_vocabularies
 from evomerge.errors import UserError
+from evomerge.merging.activations import Activations
 from evomerge.merging.kept_statistics import KeptStatistics
-from evomerge.merging.layout import Layout, Slot, read_layout
+from evomerge.merging.layout import Layout, read_layout
 from evomerge.merging.placement import Placement
+from evomerge.merging.rows import read_rows, resized
 from evomerge.merging.stacking import Stacks
+from evomerge.methods.method import Inputs
 from evomerge.methods.statistics import Compute, TensorStatistics
 from evomerge.recipe import BASE, Recipe
 
@@ -26,7 +31,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Models:
     """Operands of merges, by model name and slot name, as stored.
 
-    Raises UserError for sources of another architecture, depth, shape or set of tensors.
+    Rows of embeddings and heads are those of the merged model's vocabulary, matched by token, and
+    `layout` is the merged model's. Raises UserError for sources of another architecture, depth,
+    shape or set of tensors, and for tokens without rows.
     """
 
     def __init__(
@@ -34,15 +41,19 @@ class Models:
         base: Checkpoint,
         sources: Mapping[str, Source],
         layout: Layout,
+        vocabularies: Vocabularies | None = None,
         *,
         trust_remote_code: bool = False,
     ) -> None:
-        self.layout = layout
-        self.stacks = Stacks(base.folder, layout, trust_remote_code)
+        """vocabularies: None where the base has no tokenizer: rows are matched by number."""
+        self.vocabularies = vocabularies
         self.base = base
         self.checkpoints: Mapping[str, Source] = {BASE: base, **sources}
         self.kept = KeptStatistics()
+        self.activations: Activations | None = None
+        """None before `calibrate`."""
         self._held: dict[tuple[str, str], torch.Tensor] = {}
+        self._moved: dict[tuple[str, str], torch.Tensor] = {}
         self._names: dict[str, dict[str, str]] = {}
         for name, checkpoint in self.checkpoints.items():
             try:
@@ -50,19 +61,41 @@ class Models:
             except UserError as error:
                 raise UserError(f"{name} ({checkpoint.folder}): {error}") from None
             self._names[name] = {slot: stored for stored, slot in canonical.items()}
-            self._check_shapes(name, checkpoint)
-            self._check_ties(name, checkpoint)
+            self._check_shapes(name, checkpoint, layout)
+            self._check_ties(name, checkpoint, layout)
+        self._rows = read_rows(layout, self.checkpoints, self._names, vocabularies)
+        """None where every row of every model stands for the same token as in the merged model."""
+        self.layout = layout if self._rows is None else resized(layout, self._rows.total)
+        self.stacks = Stacks(base.folder, self.layout, trust_remote_code)
 
     def read(self, model: str, slot: str) -> torch.Tensor:
         """The tensor as stored: on the device where it is held, else from the file, on the CPU.
 
-        That of an adapter is formed from the base's, wherever that is.
+        That of an adapter is formed from the base's, wherever that is. Of the vocabulary's slots
+        [tokens, ...]: one row per token of the merged model. A token that the model lacks has the
+        base's row, or, where the base lacks it too, the mean of the sources' that have it; such
+        tensors are float32.
         """
+        if self._rows is None or slot not in self.layout.vocabulary:
+            return self.own(model, slot)
+        moved = self._moved.get((model, slot))
+        if moved is not None:
+            return moved
+        return self._rows.by_token(model, {n: partial(self.own, n, slot) for n in self.checkpoints})
+
+    def own(self, model: str, slot: str) -> torch.Tensor:
+        """As `read`, but with the model's own rows, padding included."""
         source = self.checkpoints[model]
         if isinstance(source, Adapter):
-            return source.applied(self._names[model][slot], self.read(BASE, slot))
+            return source.applied(self._names[model][slot], self.own(BASE, slot))
         held = self._held.get((model, slot))
         return held if held is not None else self._stored(model, slot)
+
+    def padding(self, slot: str) -> torch.Tensor | None:
+        """What follows the rows of `read` in the merged model, in any dtype; None: nothing."""
+        if self._rows is None or slot not in self.layout.vocabulary:
+            return None
+        return self._rows.padding(self.own(BASE, slot))
 
     def operands(self, slot: str, sources: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
         """The base's tensor, then the sources' of that name."""
@@ -79,27 +112,42 @@ class Models:
         names = (BASE, *sources)
 
         def keep(kind: str, of: tuple[int, ...], compute: Compute) -> Mapping[str, torch.Tensor]:
+            if self._rows is not None and slot in self.layout.vocabulary:
+                kind = f"{kind}_{self._rows.digest}"
             return self.kept.get(kind, slot, tuple(names[operand] for operand in of), compute)
 
-        return TensorStatistics(operands=operands, keys=keys, keep=keep)
+        def inputs(source: int) -> Inputs | None:
+            if self.activations is None:
+                raise UserError("a method needs activations; expected `calibrate` to have run")
+            return self.activations.inputs(names[source], slot)
+
+        return TensorStatistics(operands=operands, keys=keys, keep=keep, inputs=inputs)
+
+    @property
+    def digest(self) -> str | None:
+        """Of how rows of the vocabulary move; None where none do and none are padding."""
+        return None if self._rows is None else self._rows.digest
 
     def hold(self, placement: Placement, devices: Mapping[str, torch.device]) -> None:
         """Keeps all tensors of all models in a device's memory, or pinned in the host's.
 
         devices: where each slot is merged. Nothing to do for `files`. So candidates read no file.
-        Of adapters only factors are held.
+        Of adapters only factors are held, and tensors whose rows move.
         """
         if placement == "files":
             return
+
+        def placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+            if device.type != "cuda":
+                return tensor.clone()
+            return tensor.pin_memory() if placement == "host" else tensor.to(device)
+
         for model, source in self.checkpoints.items():
-            for slot in () if isinstance(source, Adapter) else self.layout.slots:
-                stored = self._stored(model, slot)
-                device = devices[slot]
-                on_gpu = device.type == "cuda"
-                if placement == "host":
-                    self._held[model, slot] = stored.pin_memory() if on_gpu else stored.clone()
-                else:
-                    self._held[model, slot] = stored.to(device) if on_gpu else stored.clone()
+            for slot in self.layout.slots:
+                if self._moves(model, slot):
+                    self._moved[model, slot] = placed(self.read(model, slot), devices[slot])
+                elif not isinstance(source, Adapter):
+                    self._held[model, slot] = placed(self._stored(model, slot), devices[slot])
 
     def forget(self) -> None:
         """Lets go of the memory-mapped pages that were read so far."""
@@ -110,28 +158,36 @@ class Models:
         """Bytes of all tensors of base and sources, as stored; of adapters, their factors."""
         adapters = {n: s for n, s in self.checkpoints.items() if isinstance(s, Adapter)}
         return sum(adapter.bytes() for adapter in adapters.values()) + sum(
-            _bytes(self.checkpoints[model].tensors[stored].dtype, slot)
+            4 * math.prod(self.layout.slots[slot].shape)
+            if self._moves(model, slot)
+            else _bytes(self.checkpoints[model].tensors[stored])
             for model, names in self._names.items()
-            if model not in adapters
-            for slot, stored in ((self.layout.slots[name], s) for name, s in names.items())
+            for slot, stored in names.items()
+            if model not in adapters or self._moves(model, slot)
         )
 
     def _stored(self, model: str, slot: str) -> torch.Tensor:
         return self.checkpoints[model].read(self._names[model][slot])
 
-    def _check_shapes(self, name: str, checkpoint: Source) -> None:
+    def _moves(self, model: str, slot: str) -> bool:
+        """Whether the rows that `read` gives are others than the model's first ones."""
+        moved = self._rows is not None and model in self._rows.maps
+        return moved and slot in self.layout.vocabulary
+
+    def _check_shapes(self, name: str, checkpoint: Source, layout: Layout) -> None:
         for slot, stored in self._names[name].items():
-            shape, expected = checkpoint.tensors[stored].shape, self.layout.slots[slot].shape
-            if shape != tuple(expected):
-                vocabulary = " (another vocabulary?)" if shape[1:] == tuple(expected)[1:] else ""
+            shape, expected = checkpoint.tensors[stored].shape, tuple(layout.slots[slot].shape)
+            if slot in layout.vocabulary and shape[1:] == expected[1:]:
+                continue
+            if shape != expected:
                 raise UserError(
                     f"{name} ({checkpoint.folder}): tensor {stored} has shape {list(shape)}; "
-                    f"expected the base's {list(expected)}{vocabulary}; only models of equal "
-                    "shapes can be merged"
+                    f"expected the base's {list(expected)}; only models of equal shapes can be "
+                    "merged"
                 )
 
-    def _check_ties(self, name: str, checkpoint: Source) -> None:
-        for copy, slot in self.layout.second_copies(checkpoint.tensors).items():
+    def _check_ties(self, name: str, checkpoint: Source, layout: Layout) -> None:
+        for copy, slot in layout.second_copies(checkpoint.tensors).items():
             if not torch.equal(checkpoint.read(copy), self._stored(name, slot)):
                 raise UserError(
                     f"{name} ({checkpoint.folder}): {copy} and {slot} are tied in the base but "
@@ -160,7 +216,11 @@ def open_models(
     for name, checkpoint in sources.items():
         check_architecture(name, checkpoint, base)
     layout = read_layout(base.folder, DTYPES[recipe.dtype], trust_remote_code)
-    return Models(base, sources, layout, trust_remote_code=trust_remote_code)
+    folders = {BASE: base.folder} | {name: source.folder for name, source in sources.items()}
+    vocabularies = read_vocabularies(
+        folders, recipe.vocabulary, trust_remote_code=trust_remote_code
+    )
+    return Models(base, sources, layout, vocabularies, trust_remote_code=trust_remote_code)
 
 
 def check_hashes(models: Models, recipe: Recipe) -> None:
@@ -188,7 +248,6 @@ def differences(name: str, checkpoint: Source, base: Checkpoint) -> list[str]:
         ("num_hidden_layers", "depth"),
         ("n_layer", "depth"),
         ("hidden_size", "width"),
-        ("vocab_size", "vocabulary size"),
         ("tie_word_embeddings", "tying of the embeddings"),
     ):
         got, expected = checkpoint.config.get(key), base.config.get(key)
@@ -200,6 +259,6 @@ def differences(name: str, checkpoint: Source, base: Checkpoint) -> list[str]:
     return found
 
 
-def _bytes(stored_dtype: str, slot: Slot) -> int:
+def _bytes(stored: TensorInfo) -> int:
     sizes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
-    return sizes.get(stored_dtype, 1) * math.prod(slot.shape)
+    return sizes.get(stored.dtype, 1) * math.prod(stored.shape)

@@ -45,6 +45,7 @@ def _plan_rules(recipe: Recipe, models: Models) -> dict[str, Job]:
     for number, rule in enumerate(recipe.rules):
         try:
             resolved.append(_resolve(rule, models))
+            _check_needs(recipe, resolved[-1][0])
         except UserError as error:
             raise UserError(f"rules.{number} ({rule.label()}): {error}") from None
     used: set[int] = set()
@@ -125,18 +126,23 @@ def merge_job(
     if job.method is None:
         return operands[0] if out is None else out.copy_(operands[0])
     whole = job.scale == 1.0  # otherwise scaled in float32, and cast once
+    padding = models.padding(job.origin)
+    if padding is not None:
+        if out is None:
+            out = torch.empty(job.slot.shape, dtype=job.slot.dtype, device=operands[0].device)
+        out[len(operands[0]) :].copy_(padding)
     merged = merge_tensor(
         job.method,
         operands[0],
         operands[1:],
         job.parameters,
         models.statistics(job.origin, job.sources, operands, job.keys),
-        out=out if whole else None,
+        out=(out if padding is None or out is None else out[: len(operands[0])]) if whole else None,
         out_dtype=job.slot.dtype if whole else torch.float32,
         run=run,
     )
     if whole:
-        return merged
+        return merged if out is None else out
     scaled = merged.mul_(job.scale)
     return scaled.to(job.slot.dtype) if out is None else out.copy_(scaled)
 
@@ -194,6 +200,14 @@ def _resolve(rule: Rule, models: Models) -> tuple[Method, dict[str, Value]]:
             "method of task vectors"
         )
     return method, check_parameters(method, given, len(rule.sources))
+
+
+def _check_needs(recipe: Recipe, method: Method) -> None:
+    if "activations" in method.needs and recipe.calibration is None:
+        raise UserError(
+            f"{method.name} needs a text on which the sources are run; expected `calibration: "
+            "{file: text.txt}` in the recipe"
+        )
 
 
 def _with_lines(

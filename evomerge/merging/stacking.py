@@ -28,6 +28,8 @@ Stack = tuple[int, ...]
 _NUMBERS_OF_LAYERS = ("mlp_only_layers", "full_attn_idxs")
 """Lists in configs that hold numbers of layers, not one entry per layer."""
 _NOT_PER_LAYER = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")
+_OF_THE_VOCABULARY = ("vocab_size", "num_embeddings", "out_features", "padding_idx")
+"""Outside the layers these may be other than the base's: see `vocabulary` of a recipe."""
 _DEPTH = "num_hidden_layers"
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -239,7 +241,7 @@ class LayerPool:
             used[kind] += 1
         self._container._modules.clear()
         self._container.extend(layers)
-        _take_over(self._model, skeleton)
+        _take_over(self._model, skeleton, self._stacks.container)
         return [n for n, new in enumerate(layers) if n >= len(before) or new is not before[n]]
 
 
@@ -287,12 +289,13 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _take_over(model: PreTrainedModel, skeleton: PreTrainedModel) -> None:
+def _take_over(model: PreTrainedModel, skeleton: PreTrainedModel, layers: str) -> None:
     """Plain attributes of every module, and what of the config tells the depth, as in skeleton."""
     twins = dict(skeleton.named_modules())
     for path, module in model.named_modules():
         for name, value in _plain_attributes(twins[path]).items():
-            setattr(module, name, value)
+            if name not in _OF_THE_VOCABULARY or ".".join((path, name)).startswith(layers):
+                setattr(module, name, value)
     ours, theirs = model.config.get_text_config(), skeleton.config.get_text_config()
     depth = getattr(theirs, _DEPTH)
     for name, value in vars(theirs).items():

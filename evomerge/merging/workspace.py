@@ -50,6 +50,7 @@ class Workspace:
             )
         except (ValueError, OSError, KeyError, ImportError) as error:
             raise UserError(f"base ({folder}): transformers cannot load it: {error}") from error
+        _resize(self.model, models)
         if device_map is None:
             self.model.to(device)  # type: ignore[arg-type]
         self.model.train(False)
@@ -124,3 +125,17 @@ class Workspace:
         """Finds where the tensors of the layout lie in the live model."""
         self._views = live_views(self.model, layout)
         self.devices = {n: used_on(self.model, s.parameter) for n, s in layout.slots.items()}
+
+
+def _resize(model: PreTrainedModel, models: Models) -> None:
+    """Gives the model the rows of the merged vocabulary, and its numbers to special tokens."""
+    for name in models.layout.vocabulary[:1]:
+        slot = models.layout.slots[name]
+        if model.get_parameter(slot.parameter).shape[0] != slot.shape[0]:
+            model.resize_token_embeddings(slot.shape[0], mean_resizing=False)
+    if models.vocabularies is None:
+        return
+    for settings in (model.config, model.generation_config):
+        if settings is not None:
+            for key, number in models.vocabularies.moved_ids(settings.to_dict()).items():
+                setattr(settings, key, number)

@@ -16,6 +16,7 @@ from evomerge.methods.nearswap import NEARSWAP
 from evomerge.methods.nuslerp import NUSLERP
 from evomerge.methods.passthrough import PASSTHROUGH
 from evomerge.methods.ram import RAM, RAMPLUS
+from evomerge.methods.regmean import REGMEAN
 from evomerge.methods.sce import SCE
 from evomerge.methods.slerp import SLERP
 from evomerge.methods.task_arithmetic import TASK_ARITHMETIC
@@ -48,6 +49,7 @@ METHODS: dict[str, Method] = {
         ISO_C,
         KNOTS,
         CORE_SPACE,
+        REGMEAN,
         PASSTHROUGH,
     )
 }

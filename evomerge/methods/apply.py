@@ -8,31 +8,32 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from evomerge.methods.method import Method, Operands, Scalars, Statistics, Value
+from evomerge.methods.method import Method, Operands, Placed, Scalars, Statistics, Step, Value
 
 CHUNK = 2**16
 BLOCK = 2**31
 """Elements after which positions start again at 0, in the next block."""
 
-Pass = Callable[[Method, torch.Tensor, Operands, Mapping[str, torch.Tensor]], None]
+Pass = Callable[[Method, torch.Tensor, Operands, Placed], None]
 """(method, out, operands, scalars): writes the merged elements to `out`.
 
 out and operands are contiguous, of one shape ([n], or [rows, columns]), on one device, in any
-floating type; `position` of the operands holds the first one's, both 0-d.
+floating type; `position` of the operands holds the first one's, 0-d, on the CPU. Their `limits`
+are empty, the steps are among the scalars.
 """
 
 
-def scalar_tensors(scalars: Scalars, device: torch.device) -> dict[str, torch.Tensor]:
+def scalar_tensors(scalars: Scalars, device: torch.device) -> dict[str, torch.Tensor | Step]:
     """The numbers of `coefficients` as `combine` takes them: int32 or float32, on the device.
 
     One copy to the device for all of a type, since each costs a launch.
     """
-    placed: dict[str, torch.Tensor] = {}
+    placed: dict[str, torch.Tensor | Step] = {}
     for dtype in (torch.int32, torch.float32):
         names = [
             name
             for name, values in scalars.items()
-            if not isinstance(values, torch.Tensor)
+            if not isinstance(values, torch.Tensor | Step)
             and all(isinstance(v, int) for v in values) == (dtype == torch.int32)
         ]
         if not names:
@@ -41,17 +42,43 @@ def scalar_tensors(scalars: Scalars, device: torch.device) -> dict[str, torch.Te
         sizes = [len(scalars[name]) for name in names]
         pieces = torch.split(torch.tensor(numbers, dtype=dtype).to(device), sizes)
         placed |= dict(zip(names, pieces, strict=True))
-    rest = {name: v.to(device) for name, v in scalars.items() if isinstance(v, torch.Tensor)}
-    return placed | rest
+    for name, values in scalars.items():
+        if isinstance(values, torch.Tensor):
+            placed[name] = values.to(device)
+        elif isinstance(values, Step):
+            placed[name] = Step(*(tensor.to(device) for tensor in values))
+    return placed
 
 
-def _in_block(scalars: Mapping[str, torch.Tensor], block: int) -> dict[str, torch.Tensor]:
-    """The scalars with positions counted from the start of a block."""
+def _in_block(scalars: Placed, block: int) -> Placed:
+    """The scalars with positions counted from the start of a block, in int32."""
     return {
-        name: (values - block * BLOCK).clamp(-1, BLOCK - 1).to(torch.int32)
-        if values.dtype == torch.int64
+        name: values._replace(
+            last=(values.last - block * BLOCK).clamp(-1, BLOCK - 1).to(torch.int32)
+        )
+        if isinstance(values, Step)
         else values
         for name, values in scalars.items()
+    }
+
+
+def split_steps(scalars: Placed) -> tuple[dict[str, torch.Tensor], dict[str, Step]]:
+    """The plain scalars, and the steps."""
+    steps = {name: values for name, values in scalars.items() if isinstance(values, Step)}
+    plain = {name: values for name, values in scalars.items() if not isinstance(values, Step)}
+    return plain, steps
+
+
+def limits_at(
+    position: torch.Tensor, steps: Mapping[str, Step]
+) -> dict[str, tuple[torch.Tensor, ...]]:
+    """`Operands.limits`, element by element."""
+    return {
+        name: tuple(
+            torch.where(position <= step.last[i], step.values[0, i], step.values[1, i])
+            for i in range(len(step.last))
+        )
+        for name, step in steps.items()
     }
 
 
@@ -59,10 +86,11 @@ def chunked(
     method: Method,
     out: torch.Tensor,
     operands: Operands,
-    scalars: Mapping[str, torch.Tensor],
+    scalars: Placed,
     chunk: int = CHUNK,
 ) -> None:
     """A `Pass`, op by op. chunk: elements at a time, or at least one row."""
+    plain, steps = split_steps(scalars)
     rows = out.dim() == 2
     width = out.shape[1] if rows else 1
     step = max(1, chunk // max(1, width))
@@ -71,16 +99,18 @@ def chunked(
         target = out[piece]
         first = int(operands.position) + start * width
         index = torch.arange(first, first + target.numel(), device=out.device)
+        position = index.to(torch.int32).view(target.shape)
         cut = Operands(
             base=operands.base[piece].to(torch.float32),
             sources=tuple(source[piece].to(torch.float32) for source in operands.sources),
-            position=index.to(torch.int32).view(target.shape),
+            position=position,
             block=operands.block,
             aids=tuple(aid[piece] for aid in operands.aids),
+            limits=limits_at(position, steps),
         )
         here = {
             name: values[:, piece] if values.dim() == 3 and values.shape[1] > 1 else values
-            for name, values in scalars.items()
+            for name, values in plain.items()
         }
         target.copy_(method.combine(cut, here))
 
@@ -108,13 +138,17 @@ def merge_tensor(
         out = torch.empty(base.shape, dtype=out_dtype or base.dtype, device=device)
     if method.matrix is not None and base.dim() == 2:
         return _composed(method, base, parameters, statistics, out)
+    if method.solve is not None:
+        solved = method.solve(sources, parameters, statistics)
+        if solved is not None:
+            return out.copy_(solved)
     scalars = scalar_tensors(method.coefficients(parameters, statistics), device)
     aids = method.aids(parameters, statistics) if method.aids is not None else ()
     # A strided view cannot be flattened in place: it is filled at the end, without a second cast.
     whole = (
         out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     )
-    by_row = any(values.dim() == 3 for values in scalars.values())
+    by_row = any(not isinstance(v, Step) and v.dim() == 3 for v in scalars.values())
     shape = base.shape if by_row else (-1,)
     everything = [
         tensor.reshape(shape) for tensor in (whole, base, *sources, *(a.to(device) for a in aids))
@@ -126,7 +160,7 @@ def merge_tensor(
         operands = Operands(
             base=cut[1],
             sources=tuple(cut[2 : 2 + len(sources)]),
-            position=torch.zeros((), dtype=torch.int32, device=device),
+            position=torch.zeros((), dtype=torch.int32),
             block=torch.full((), block, dtype=torch.int32, device=device),
             aids=tuple(cut[2 + len(sources) :]),
         )

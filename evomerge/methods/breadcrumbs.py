@@ -42,8 +42,8 @@ def _crumbs(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> tuple[to
     left = []
     for i, source in enumerate(operands.sources):
         delta = source - operands.base
-        kept = largest(delta, operands, scalars, i)
-        kept = kept & ~largest(delta, operands, scalars, i, "top_")
+        kept = largest(delta, operands, i)
+        kept = kept & ~largest(delta, operands, i, "top_")
         left.append(torch.where(kept, scalars["weight"][i] * delta, 0.0))
     return tuple(left)
 

@@ -9,18 +9,22 @@ are not contracted, divisions round as torch's do.
 import logging
 from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.fx.experimental._config as shapes
 
-from evomerge.methods.apply import Pass, chunked
-from evomerge.methods.method import Method, Operands
+from evomerge.methods.apply import Pass, chunked, limits_at, split_steps
+from evomerge.methods.method import Method, Operands, Placed, Step
 
 log = logging.getLogger(__name__)
 
 SMALLEST = 2**12
 """Elements below which a launch costs more than the work; such tensors go chunk by chunk."""
+
+WIDTH = 2**9
+"""Elements that a CPU's kernel takes as one row. What depends on an element's position it reads
+from small tables of such rows: to compute it costs a quarter of the time of TIES."""
 
 WORTHWHILE = 2**24
 """Elements of a model from which compiling (seconds, once per method) repays within one search."""
@@ -36,7 +40,23 @@ _OPTIONS: dict[str, Any] = {
     "eager_numerics.division_rounding": True,
 }
 
-_Kernel = Callable[[torch.Tensor, Operands, Mapping[str, torch.Tensor]], None]
+
+class Tables(NamedTuple):
+    """What depends on the position, for a kernel that works on rows of WIDTH elements."""
+
+    columns: torch.Tensor
+    """int32 [WIDTH]: positions within a row."""
+    limits: Mapping[str, torch.Tensor]
+    """float32 [sources, 3, WIDTH] by the name of a step: the rows before the one in which a number
+    changes, that row, and those behind it."""
+    rows: Mapping[str, torch.Tensor]
+    """int32 [sources]: in which row it changes."""
+
+
+_Kernel = Callable[
+    [torch.Tensor, Operands, Mapping[str, torch.Tensor], Mapping[str, Step], Tables | None], None
+]
+"""(out, operands, scalars, steps, tables): see `_merge_with`."""
 
 
 class CompiledPass:
@@ -47,26 +67,48 @@ class CompiledPass:
 
     def __init__(self) -> None:
         self._kernels: dict[str, _Kernel | None] = {}
+        self._columns = torch.arange(WIDTH, dtype=torch.int32)
 
     def __call__(
         self,
         method: Method,
         out: torch.Tensor,
         operands: Operands,
-        scalars: Mapping[str, torch.Tensor],
+        scalars: Placed,
     ) -> None:
         """See `Pass`."""
         kernel = self._kernel(method)
         if kernel is None or out.numel() < SMALLEST:
             chunked(method, out, operands, scalars)
             return
+        in_rows = out.device.type == "cpu" and out.dim() == 1
+        whole = out.numel() // WIDTH * WIDTH if in_rows else len(out)
+        shape = (-1, WIDTH) if in_rows else out.shape
+        target, cut = _part(out, operands, slice(whole))
+        target, cut = target.view(shape), _each(cut, lambda tensor: tensor.view(shape))
+        plain, steps = split_steps(scalars)
+        tables = self._tables(steps) if in_rows else None
         try:
             with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-                kernel(out, operands, scalars)
+                kernel(target, cut, plain, {} if in_rows else steps, tables)
         except torch._dynamo.exc.TorchDynamoException as error:
             log.warning("%s is merged op by op: it does not compile: %s", method.name, error)
             self._kernels[method.name] = None
             chunked(method, out, operands, scalars)
+        else:
+            if whole < len(out):
+                chunked(method, *_part(out, operands, slice(whole, None)), scalars)
+
+    def _tables(self, steps: Mapping[str, Step]) -> Tables:
+        """The tables of a tensor's steps."""
+        limits, rows = {}, {}
+        for name, (values, last) in steps.items():
+            rows[name] = last.div(WIDTH, rounding_mode="floor")
+            changing = self._columns <= (last - rows[name] * WIDTH)[:, None]
+            before, behind = values[:, :, None].expand(-1, -1, WIDTH)
+            middle = torch.where(changing, before, behind)
+            limits[name] = torch.stack((before, middle, behind), dim=1)
+        return Tables(columns=self._columns, limits=limits, rows=rows)
 
     def _kernel(self, method: Method) -> _Kernel | None:
         if method.name not in self._kernels:
@@ -113,18 +155,64 @@ def _compiled(function: Any) -> Any:
 
 def _merge_with(method: Method) -> _Kernel:
     """The function to compile; with a code object of its own, since torch counts recompilations
-    per code object."""
+    per code object.
 
-    def merge(out: torch.Tensor, operands: Operands, scalars: Mapping[str, torch.Tensor]) -> None:
-        position = torch.arange(out.numel(), dtype=torch.int32, device=out.device)
+    With tables the operands are of shape [rows, WIDTH], and steps are not looked at.
+    """
+
+    def merge(
+        out: torch.Tensor,
+        operands: Operands,
+        scalars: Mapping[str, torch.Tensor],
+        steps: Mapping[str, Step],
+        tables: Tables | None,
+    ) -> None:
+        if tables is None:
+            position = torch.arange(out.numel(), dtype=torch.int32, device=out.device)
+            position = position.view(out.shape)
+            limits = limits_at(position, steps)
+        else:
+            position, limits = _from_tables(out, tables)
         everything = Operands(
             base=operands.base.to(torch.float32),
             sources=tuple(source.to(torch.float32) for source in operands.sources),
-            position=position.view(out.shape),
+            position=position,
             block=operands.block,
             aids=operands.aids,
+            limits=limits,
         )
         out.copy_(method.combine(everything, scalars))
 
     code = merge.__code__.replace(co_name=f"merge_{method.name}")
     return FunctionType(code, merge.__globals__, code.co_name, None, merge.__closure__)
+
+
+def _from_tables(
+    out: torch.Tensor, tables: Tables
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, ...]]]:
+    """Positions and limits, both [rows, WIDTH]."""
+    assert out.shape[1] == WIDTH  # so that it is a constant of the kernel
+    row = torch.arange(len(out), dtype=torch.int32)
+    limits = {
+        name: tuple(
+            of_source[(row - tables.rows[name][i]).clamp(-1, 1).to(torch.int64) + 1]
+            for i, of_source in enumerate(of_sources)
+        )
+        for name, of_sources in tables.limits.items()
+    }
+    return row[:, None] * WIDTH + tables.columns, limits
+
+
+def _part(out: torch.Tensor, operands: Operands, piece: slice) -> tuple[torch.Tensor, Operands]:
+    """Some elements of flat tensors, or rows; the position moves along."""
+    cut = _each(operands, lambda tensor: tensor[piece])
+    return out[piece], cut._replace(position=operands.position + (piece.start or 0))
+
+
+def _each(operands: Operands, change: Callable[[torch.Tensor], torch.Tensor]) -> Operands:
+    """The operands with their elements seen otherwise."""
+    return operands._replace(
+        base=change(operands.base),
+        sources=tuple(change(source) for source in operands.sources),
+        aids=tuple(change(aid) for aid in operands.aids),
+    )

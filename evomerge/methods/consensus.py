@@ -64,4 +64,5 @@ CONSENSUS = Method(
     coefficients=_coefficients,
     combine=_combine,
     needs_base=True,
+    minimum_sources=2,
 )

@@ -4,6 +4,8 @@ Within each row of δ_i the entry of rank r (0: the smallest of n) is kept with 
 p = density − ε + 2ε · r/(n−1), and rescaled by 1/p, so that E[δ̂_i] = δ_i        (eq. 2 and 3)
 `della_linear`: w = w0 + λ Σ p_i δ̂_i;  `della`: signs elected over p_i δ̂_i as in TIES
 
+Where density + ε > 1 the largest entries have p = 1, where density − ε < 0 the smallest have 0.
+
 Ranks are a statistic of one byte per entry: in 255 steps, so that p is right to within ε/255. The
 same p decides and rescales, so the mean is exact. A tensor of one dimension is one row.
 """
@@ -63,6 +65,7 @@ def _survivors(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> tuple
     kept = []
     for i, (source, ranks) in enumerate(zip(operands.sources, operands.aids, strict=True)):
         share = scalars["lowest"][i] + scalars["slope"][i] * ranks.to(torch.float32)
+        share = torch.clamp(share, max=1.0)
         vote = scalars["weight"][i] * (source - operands.base) / share
         kept.append(torch.where(uniform(operands, scalars, i) < share, vote, 0.0))
     return tuple(kept)

@@ -14,11 +14,23 @@ import torch
 Value = float | bool | tuple[float, ...]
 """A parameter's value: one number, one flag, or one number per source in the rule's order."""
 
-Scalars = Mapping[str, Sequence[float] | Sequence[int] | torch.Tensor]
+
+class Step(NamedTuple):
+    """Numbers, one per source, that change at a position of the flattened tensor."""
+
+    values: torch.Tensor
+    """float32 [2, sources]: up to that position, and behind it."""
+    last: torch.Tensor
+    """int64 [sources]: the last position of the first ones; -1 where there is none."""
+
+
+Scalars = Mapping[str, Sequence[float] | Sequence[int] | torch.Tensor | Step]
 """What `coefficients` returns, by name: 1-D sequences (floats become float32, integers int32); a
 float32 tensor [sources, rows, 1] or [sources, 1, columns], where numbers differ by row or column of
-a 2-D tensor; or an int64 tensor [sources] of positions in the flattened tensor, which reach
-`combine` as `Operands.position` counts them (clamped to the block's ends)."""
+a 2-D tensor; or a `Step`, which reaches `combine` in `Operands.limits`."""
+
+Placed = Mapping[str, torch.Tensor | Step]
+"""The same as tensors, on the operands' device."""
 
 
 class Operands(NamedTuple):
@@ -38,6 +50,8 @@ class Operands(NamedTuple):
     """int32, 0-d: the same divided by 2^31; a chunk never crosses such a boundary."""
     aids: tuple[torch.Tensor, ...] = ()
     """What `Method.aids` gave, cut likewise, in its own types."""
+    limits: Mapping[str, tuple[torch.Tensor, ...]] = {}
+    """float32, of each `Step` by its name: one tensor per source, to be broadcast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +77,15 @@ class Parameter:
     """Explored by default; otherwise fixed at `default` unless its user gives a range."""
     step: float | None = None
     """Grid on which a search proposes values; None: continuous."""
+
+
+class Inputs(NamedTuple):
+    """What a linear layer of one source was fed on the calibration text."""
+
+    gram: torch.Tensor
+    """XᵀX [in, in], float32, of the inputs X [tokens, in]; on any device."""
+    dim: int
+    """Dimension of the weight that meets the inputs: 1 of [out, in], 0 of [in, out]."""
 
 
 Once = Callable[..., Mapping[str, torch.Tensor]]
@@ -113,8 +136,15 @@ class Statistics(Protocol):
         """62-bit key of this recipe's random mask for the source, counted from 1."""
         ...
 
+    def activations(self, source: int) -> Inputs | None:
+        """The source's inputs to this weight, source counted from 1; None for tensors that are no
+        linear layer's weight."""
+        ...
 
-Need = Literal["gram", "thresholds", "mask", "row ranks", "variances", "overlaps", "factors"]
+
+Need = Literal[
+    "gram", "thresholds", "mask", "row ranks", "variances", "overlaps", "factors", "activations"
+]
 
 Coefficients = Callable[[Mapping[str, Value], Statistics], Scalars]
 Combine = Callable[[Operands, Mapping[str, torch.Tensor]], torch.Tensor]
@@ -138,6 +168,14 @@ class Matrix:
     """(factors, parameters) -> the merged task vector, float32 [m, n], to be added to the base."""
 
 
+Solve = Callable[
+    [tuple[torch.Tensor, ...], Mapping[str, Value], Statistics],
+    torch.Tensor | None,
+]
+"""(sources as stored, parameters, statistics) -> the merged tensor, float32 or float64; None for
+tensors that go through `combine`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """One row of METHODS."""
@@ -155,6 +193,7 @@ class Method:
     maximum_sources: int | None = None
     aids: Aids | None = None
     matrix: Matrix | None = None
+    solve: Solve | None = None
     needs: frozenset[Need] = frozenset()
     """Which statistics it asks for; `mask`: the keys of random masks."""
 

@@ -26,6 +26,8 @@ def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Sc
             f" at least {_SMALLEST_SUM:g} in size"
         )
     by_row, by_column = flag(parameters, "by_row"), flag(parameters, "by_column")
+    if by_row and by_column:
+        raise CandidateError("nuslerp: by_row and by_column are both true; expected one of them")
     apart = (by_row or by_column) and len(statistics.shape) == 2
     gram = gram_by(statistics, int(not by_row)) if apart else gram_of_all(statistics)
     deltas = flag(parameters, "task_vectors")

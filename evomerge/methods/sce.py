@@ -74,7 +74,7 @@ def _deltas(operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 def _combine(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
     weight = scalars["weight"]
     deltas = tuple(source - operands.base for source in operands.sources)
-    selected = largest(_variance(deltas), operands, scalars, 0)
+    selected = largest(_variance(deltas), operands, 0)
     sign = torch.where(add(deltas) >= 0, 1.0, -1.0)
     left = tuple(selected & (delta * sign > 0) for delta in deltas)
     kept = tuple(torch.where(here, weight[i] * deltas[i], 0.0) for i, here in enumerate(left))

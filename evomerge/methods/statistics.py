@@ -13,7 +13,7 @@ from itertools import combinations_with_replacement
 import torch
 
 from evomerge.errors import CandidateError
-from evomerge.methods.method import Once
+from evomerge.methods.method import Inputs, Once
 from evomerge.methods.ranking import ends_of_largest, kept_elements
 
 GRID = 100
@@ -43,6 +43,10 @@ def in_memory() -> Keep:
     return keep
 
 
+def _no_inputs(source: int) -> Inputs | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStatistics:
     """The `Statistics` of one tensor, computed from its operands when asked for.
@@ -56,6 +60,8 @@ class TensorStatistics:
     keys: tuple[int, ...] = ()
     """One 62-bit mask key per source; only methods with masks ask for them."""
     keep: Keep = field(default_factory=in_memory)
+    inputs: Callable[[int], Inputs | None] = _no_inputs
+    """What `activations` answers."""
 
     @property
     def elements(self) -> int:
@@ -105,6 +111,10 @@ class TensorStatistics:
     def key(self, source: int) -> int:
         """62-bit key of the source's random mask."""
         return self.keys[source - 1]
+
+    def activations(self, source: int) -> Inputs | None:
+        """See `Statistics.activations`."""
+        return self.inputs(source)
 
 
 def _ends(

@@ -35,7 +35,7 @@ def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Sc
 
 def _combine(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
     votes = tuple(
-        torch.where(largest(delta, operands, scalars, i), delta * scalars["weight"][i], 0.0)
+        torch.where(largest(delta, operands, i), delta * scalars["weight"][i], 0.0)
         for i, delta in enumerate(source - operands.base for source in operands.sources)
     )
     return operands.base + scalars["lambda"][0] * elect(votes, scalars)

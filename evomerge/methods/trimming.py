@@ -1,11 +1,10 @@
 """Trimming by magnitude, with equal magnitudes cut by position: exactly the share asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from evomerge.methods.method import Operands, Scalars
+from evomerge.methods.method import Operands, Scalars, Step
 
 
 def cuts(ends: Sequence[tuple[float, int]], prefix: str = "") -> Scalars:
@@ -14,22 +13,12 @@ def cuts(ends: Sequence[tuple[float, int]], prefix: str = "") -> Scalars:
     Up to the last index that is kept, magnitudes equal to the threshold count; behind it only
     larger ones do, which are at least the next float32.
     """
-    above = [float(np.nextafter(np.float32(end), np.float32(np.inf))) for end, _ in ends]
-    return {
-        f"{prefix}least": [magnitude for magnitude, _ in ends],
-        f"{prefix}above": above,
-        f"{prefix}last": torch.tensor([last for _, last in ends], dtype=torch.int64),
-    }
+    least = torch.tensor([magnitude for magnitude, _ in ends], dtype=torch.float32)
+    above = torch.nextafter(least, torch.tensor(torch.inf))
+    last = torch.tensor([last for _, last in ends], dtype=torch.int64)
+    return {f"{prefix}least": Step(values=torch.stack((least, above)), last=last)}
 
 
-def largest(
-    delta: torch.Tensor,
-    operands: Operands,
-    scalars: Mapping[str, torch.Tensor],
-    source: int,
-    prefix: str = "",
-) -> torch.Tensor:
+def largest(delta: torch.Tensor, operands: Operands, source: int, prefix: str = "") -> torch.Tensor:
     """Whether each element is among the largest of its task vector; source counted from 0."""
-    least, above = scalars[f"{prefix}least"][source], scalars[f"{prefix}above"][source]
-    before = operands.position <= scalars[f"{prefix}last"][source]
-    return delta.abs() >= torch.where(before, least, above)
+    return delta.abs() >= operands.limits[f"{prefix}least"][source]

@@ -12,7 +12,7 @@ from evomerge.errors import CandidateError, UserError
 from evomerge.methods import METHODS, look_up
 from evomerge.methods.apply import chunked, merge_tensor, scalar_tensors
 from evomerge.methods.masks import keys, uniform
-from evomerge.methods.method import Method, Operands, Value
+from evomerge.methods.method import Inputs, Method, Operands, Value
 from evomerge.methods.parameters import check_parameters
 from evomerge.methods.statistics import TensorStatistics
 from evomerge.seeding import mask_key
@@ -44,12 +44,24 @@ def random_numbers(key: int, elements: int) -> torch.Tensor:
     return uniform(operands, scalar_tensors(keys([key], [1.0]), torch.device("cpu")), 0)
 
 
+def known(operands: list[torch.Tensor], keys: tuple[int, ...]) -> TensorStatistics:
+    """Statistics of a tensor; one of two dimensions is a linear weight with random inputs."""
+
+    def inputs(source: int) -> Inputs | None:
+        if operands[0].dim() != 2:
+            return None
+        features = operands[0].shape[1]
+        read = torch.randn(50, features, generator=torch.Generator().manual_seed(source))
+        return Inputs(gram=read.T @ read, dim=1)
+
+    return TensorStatistics(operands=tuple(operands), keys=keys, inputs=inputs)
+
+
 def run(name: str, operands: list[torch.Tensor], seed: int = 0, **given_: object) -> torch.Tensor:
     method = METHODS[name]
     parameters = check_parameters(method, given_, len(operands) - 1)
     keys = tuple(mask_key(seed, "tensor", str(n)) for n in range(1, len(operands)))
-    statistics = TensorStatistics(operands=tuple(operands), keys=keys)
-    return merge_tensor(method, operands[0], tuple(operands[1:]), parameters, statistics)
+    return run_with(method, operands, parameters, known(operands, keys))
 
 
 def ends(method: Method, low: bool, sources: int) -> dict[str, Value]:
@@ -82,7 +94,7 @@ def test_finite_at_both_ends_of_every_range(method: Method, low: bool) -> None:
     sources = count(method)
     for operands in (make((9, 11), sources), [torch.zeros(4, 4)] * (sources + 1)):
         parameters = ends(method, low, sources)
-        statistics = TensorStatistics(operands=tuple(operands), keys=(1, 2, 3)[:sources])
+        statistics = known(operands, (1, 2, 3)[:sources])
         merged = merge_tensor(method, operands[0], tuple(operands[1:]), parameters, statistics)
         assert merged.isfinite().all()
 
@@ -91,7 +103,7 @@ def test_finite_at_both_ends_of_every_range(method: Method, low: bool) -> None:
 def test_same_key_same_bits_whatever_the_chunk(method: Method) -> None:
     operands = make((41, 13), count(method))
     parameters = check_parameters(method, {}, count(method))
-    statistics = TensorStatistics(operands=tuple(operands), keys=(5, 6, 7)[: count(method)])
+    statistics = known(operands, (5, 6, 7)[: count(method)])
     results = [
         merge_tensor(
             method,
@@ -111,7 +123,7 @@ def test_same_key_same_bits_whatever_the_chunk(method: Method) -> None:
 def test_writes_into_a_strided_view(method: Method) -> None:
     operands = make((6, 4), count(method))
     parameters = check_parameters(method, {}, count(method))
-    statistics = TensorStatistics(operands=tuple(operands), keys=(5, 6, 7)[: count(method)])
+    statistics = known(operands, (5, 6, 7)[: count(method)])
     whole = torch.full((4, 12), -9.0)
     view = whole.t()[::2]
     merge_tensor(method, operands[0], tuple(operands[1:]), parameters, statistics, out=view)
@@ -119,7 +131,9 @@ def test_writes_into_a_strided_view(method: Method) -> None:
     assert (whole.t()[1::2] == -9).all()
 
 
-def run_with(method: Method, operands: list[torch.Tensor], parameters: object, s: object) -> object:
+def run_with(
+    method: Method, operands: list[torch.Tensor], parameters: object, s: object
+) -> torch.Tensor:
     return merge_tensor(method, operands[0], tuple(operands[1:]), parameters, s)  # type: ignore[arg-type]
 
 
