@@ -22,7 +22,7 @@ from evomerge.mergekit.gathering import gathered
 from evomerge.mergekit.resolving import Input, Merge, Slice, resolve_all
 from evomerge.mergekit.stacks import stacked
 from evomerge.methods import look_up
-from evomerge.recipe import BASE, MERGED, DType, Model, Piece, Recipe, Rule
+from evomerge.recipe import BASE, MERGED, UNION, DType, Model, Piece, Recipe, Rule
 from evomerge.starter import source_names
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,6 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
     if theirs in REFUSED:
         raise UserError(f"merge_method: {theirs}: {REFUSED[theirs]}")
     method = look_up(NAMES.get(theirs, theirs)).name
-    _check_tokenizer(content)
     slices = _slices(content, method)
     given = _base_of(content, slices)
     paths = [model_path(source["model"], given) for piece in slices for source in piece["sources"]]
@@ -92,6 +91,7 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
         sources={names[path]: _model(path, folder) for path in sources},
         rules=rules,
         stack=stack,
+        vocabulary=_vocabulary(content, names, base),
         dtype=_dtype(content, checkpoint.config),
     )
 
@@ -110,19 +110,22 @@ def _names(sources: Sequence[str]) -> list[str]:
     return [f"{name}_model" if name == MERGED else name for name in source_names(sources)]
 
 
-def _check_tokenizer(content: Mapping[str, Any]) -> None:
-    """The base's vocabulary is the only one; UserError for another."""
-    tokenizer = content.get("tokenizer") or {}
-    for key, asked in (
-        ("tokenizer_source", content.get("tokenizer_source")),
-        ("tokenizer.source", tokenizer.get("source", "union") if tokenizer else None),
-    ):
-        if asked not in (None, "base"):
-            raise UserError(f"{key}: {asked}: only the base's vocabulary is kept; expected base")
-    for key in set(tokenizer) - {"source"}:
+def _vocabulary(content: Mapping[str, Any], names: Mapping[str, str], base: str) -> str:
+    """`base`, `union` or a source's name; UserError for tokens that are set one by one."""
+    tokenizer = content.get("tokenizer")
+    for key in set(tokenizer or {}) - {"source"}:
         raise UserError(f"tokenizer.{key}: not supported; leave it out")
     if content.get("chat_template"):
-        log.warning("chat_template is left out: the base's is kept")
+        log.warning("chat_template is left out: the one of the tokenizer is kept")
+    key, asked = "tokenizer_source", content.get("tokenizer_source", BASE) or BASE
+    if tokenizer is not None:
+        key, asked = "tokenizer.source", tokenizer.get("source", UNION)
+    if asked in (BASE, UNION):
+        return str(asked)
+    path = model_path(asked, base)
+    if path not in names:
+        raise UserError(f"{key}: {path}: expected base, union, or one of the merge's models")
+    return names[path]
 
 
 def _dtype(content: Mapping[str, Any], config: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import yaml
 from evomerge.architectures import place, writes_to_residual
 from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
+from evomerge.checkpoints.tokenizer import read_vocabularies
 from evomerge.errors import UserError
 from evomerge.files import write_text
 from evomerge.mergekit.correspondence import (
@@ -27,7 +28,7 @@ from evomerge.methods import look_up
 from evomerge.methods.method import Value
 from evomerge.methods.parameters import check_parameters
 from evomerge.methods.parameters import number as number_of
-from evomerge.recipe import BASE, MERGED, Model, Piece, Recipe, Rule, format_layers
+from evomerge.recipe import BASE, MERGED, UNION, Model, Piece, Recipe, Rule, format_layers
 
 _WEIGHTED = ("linear", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties")
 """Methods in which a source of weight 0 is one that is not there."""
@@ -69,6 +70,7 @@ def to_mergekit(recipe: Recipe) -> str:
         content.setdefault("parameters", {}).update(
             nuslerp_flatten=False, nuslerp_row_wise=bool(flags["by_column"])
         )
+    content |= _tokenizer(recipe, base.folder)
     content |= {"dtype": "float32", "out_dtype": recipe.dtype}
     return yaml.safe_dump({k: v for k, v in content.items() if v != {}}, sort_keys=False)
 
@@ -269,6 +271,22 @@ def _setting(values: Mapping[str, Value]) -> Any:
         if setting([{"": found}], "", name, 0.0) != value:
             raise inexpressible(f"no filter tells {name} from other tensors")
     return found
+
+
+def _tokenizer(recipe: Recipe, base: Path) -> dict[str, Any]:
+    """What is said of vocabularies: nothing where all (as far as they are here) are the base's.
+
+    mergekit merges rows by number unless a tokenizer is asked for, and then drops padding rows.
+    """
+    asked = recipe.vocabulary
+    if asked not in (BASE, UNION):
+        return {"tokenizer": {"source": _written(recipe.model(asked))}}
+    here = {name: Path(model.path) for name, model in recipe.sources.items()}
+    folders = {BASE: base} | {name: path for name, path in here.items() if path.is_dir()}
+    found = read_vocabularies(folders)
+    if asked == BASE and (found is None or not found.differences()):
+        return {}
+    return {"tokenizer": {"source": asked}}
 
 
 def _theirs(method: str) -> str:

@@ -2,6 +2,7 @@
 
 t = p_2 / (p_1 + p_2); then SLERP (see `slerp`) of δ_1 and δ_2, added to the base, or of w_1 and w_2
 where `task_vectors` is false. `by_row` (or `by_column`) interpolates each row of a matrix apart.
+Unlike `slerp`, it is spherical down to angles of 1e-6: weights of norms are that nearly parallel.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from evomerge.methods.sphere import slerp_weights
 from evomerge.methods.sums import span
 
 _SMALLEST_SUM = 1e-6
+_PARALLEL = 1 - 1e-12  # |cos θ| above which the angle is lost in the rounding of inner products
 
 
 def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Scalars:
@@ -30,7 +32,7 @@ def _coefficients(parameters: Mapping[str, Value], statistics: Statistics) -> Sc
     gram = gram_by(statistics, int(not by_row)) if apart else gram_of_all(statistics)
     deltas = flag(parameters, "task_vectors")
     weights = slerp_weights(
-        second / (first + second), gram_of_deltas(gram) if deltas else gram[1:, 1:]
+        second / (first + second), gram_of_deltas(gram) if deltas else gram[1:, 1:], _PARALLEL
     )
     if apart:
         shaped = weights.float().unsqueeze(-1 if by_row else 1)

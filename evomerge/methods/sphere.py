@@ -13,12 +13,12 @@ PARALLEL = 0.9995
 SMALLEST_NORM = 1e-8
 
 
-def slerp_weights(t: float, gram: torch.Tensor) -> torch.Tensor:
+def slerp_weights(t: float, gram: torch.Tensor, parallel: float = PARALLEL) -> torch.Tensor:
     """Coefficients [2, ...] of a (t = 0) and b (t = 1) in spherical interpolation.
 
     gram: [2, 2, ...] of a and b, which are not normalised. sin((1−t)θ)/sin θ and sin(tθ)/sin θ
     (Shoemake 1985, "Animating rotation with quaternion curves"); the plain 1−t and t where the
-    two are almost parallel or one is almost zero.
+    two are almost parallel (|cos θ| above `parallel`) or one is almost zero.
     """
     norms = torch.stack([gram[0, 0], gram[1, 1]]).clamp(min=0).sqrt()
     product = norms[0] * norms[1]
@@ -26,7 +26,7 @@ def slerp_weights(t: float, gram: torch.Tensor) -> torch.Tensor:
     theta = torch.acos(cosine.clamp(-1, 1))
     shares = torch.tensor([1 - t, t], dtype=torch.float64)
     shares = shares.view(2, *[1] * theta.dim()).expand(2, *theta.shape)
-    plain = (cosine.abs() > PARALLEL) | (norms.amin(0) <= SMALLEST_NORM)
+    plain = (cosine.abs() > parallel) | (norms.amin(0) <= SMALLEST_NORM)
     bent = torch.sin(shares * theta) / torch.where(plain, 1.0, torch.sin(theta))
     return torch.where(plain, shares, bent)
 

@@ -38,7 +38,7 @@ def weights() -> Weights:
     def weights_of(recipe: Recipe) -> dict[str, torch.Tensor]:
         key = recipe.to_yaml()
         if key not in made:
-            models = f"{recipe.base} {sorted(map(str, recipe.sources.items()))}"
+            models = f"{recipe.vocabulary} {recipe.base} {sorted(map(str, recipe.sources.items()))}"
             if models not in opened:
                 opened[models] = open_models(recipe)
             made[key] = dict(merged_tensors(recipe, opened[models]))

@@ -15,12 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.recipe import Model, Recipe
+from tests.vocabularies import TOKENS, write_tokenizer
 
 FAMILY = Path(__file__).parents[2] / "configs" / "quickstart" / "models"
 NAMES = ("base", "capital", "dial", "past", "sort7")
-_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _STEP = 1e-3
 _WIDTH, _INNER, _VOCABULARY = 32, 64, 100
+_ORDER = tuple(range(_VOCABULARY))
+OTHERS: dict[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
+    "chat": ("dial", _ORDER[::-1], ("<call>",)),
+    "code": ("past", _ORDER, ("<code>", "<call>")),
+}
+"""Models with other vocabularies: of which of the family, its tokens' order, further tokens."""
+
+_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _SIZES = {96: _WIDTH, 256: _INNER, 100: _VOCABULARY}
 """Sizes of the family, and what is kept of them."""
 
@@ -41,23 +49,30 @@ def moved(tensor: torch.Tensor, key: int) -> torch.Tensor:
 
 def make_sources(folder: Path) -> None:
     """Writes one checkpoint folder per name."""
-    for number, name in enumerate(NAMES):
+    for number, name in enumerate((*NAMES, *OTHERS)):
         out = folder / name
         out.mkdir(parents=True)
-        whole = load_file(FAMILY / name / "model.safetensors")
+        model, order, added = OTHERS.get(name, (name, _ORDER, ()))
+        whole = load_file(FAMILY / model / "model.safetensors")
         tensors = {tensor: corner(value) for tensor, value in whole.items()}
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         tensors = {
             tensor: moved(tensors[tensor], 100 * number + place)
             for place, tensor in enumerate(sorted(tensors))
         }
+        for place, rows in enumerate(("model.embed_tokens.weight", "lm_head.weight")):
+            more = moved(torch.zeros(len(added), _WIDTH), 1000 * number + place)
+            tensors[rows] = torch.cat([tensors[rows][list(order)], more])
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-        config = json.loads((FAMILY / name / "config.json").read_text())
+        config = json.loads((FAMILY / model / "config.json").read_text())
         config |= {"tie_word_embeddings": False, "dtype": "float32"}
         config |= {"hidden_size": _WIDTH, "intermediate_size": _INNER, "head_dim": _WIDTH // 4}
+        config["vocab_size"] = _VOCABULARY + len(added)
         (out / "config.json").write_text(json.dumps(config, indent=2))
         for file in _COPIED:
-            shutil.copyfile(FAMILY / name / file, out / file)
+            shutil.copyfile(FAMILY / model / file, out / file)
+        if name in OTHERS:
+            write_tokenizer(out, [TOKENS[number] for number in order], added)
 
 
 def located(recipe: Recipe, folder: Path) -> Recipe:
