@@ -293,6 +293,8 @@ def test_a_merge_pins_the_text_and_refuses_a_changed_one(text: Path, tmp_path: P
     pinned = Recipe.read(folder / "recipe.yaml")
     assert pinned.calibration is not None
     assert pinned.calibration.sha256 is not None
+    card = (folder / "README.md").read_text()
+    assert f"{path} (sha256 {pinned.calibration.sha256[:16]})" in card
     again = merge(pinned, tmp_path / "again", device="cpu")
     for name in Checkpoint(folder).tensors:
         assert torch.equal(Checkpoint(folder).read(name), Checkpoint(again).read(name))
