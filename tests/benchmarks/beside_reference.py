@@ -7,8 +7,6 @@ sources open and in memory, is asked for one merge at a time, and answers with i
 import json
 import statistics
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +25,8 @@ METHOD_NAMES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties",
 MODELS = ("base", "a", "b", "c")
 WEIGHT, DENSITY = 0.4, 0.5
 HIDDEN, INNER, VOCABULARY = 2048, 8192, 1024
-ENOUGH_SECONDS, REPEATS = 15, 5
-"""A merge is repeated until one of both is reached."""
+ENOUGH_SECONDS, REPEATS = 10, 9
+"""Each column is measured until one of both is reached."""
 
 SERVER = """
 import json, sys, time, torch
@@ -180,7 +178,8 @@ def comparison(python: str, run: Pass, folder: Path, clock: Clock) -> list[str]:
     lines = [
         f"One candidate of {parameters / 1e6:.0f} million parameters in {len(ours.out)} tensors, "
         f"three sources, bfloat16, in seconds; {torch.get_num_threads()} threads for either; the "
-        "columns are measured in turns, medians. bf16 and fp32: `merge_tensors` alone, on tensors "
+        f"columns are measured in turns, medians of {REPEATS}, or of as many as {ENOUGH_SECONDS} s "
+        "allow. bf16 and fp32: `merge_tensors` alone, on tensors "
         "in memory; bf16 is what a recipe with `dtype: bfloat16` computes in. planned: the "
         "recipe's plan made and executed in memory, as mergekit-evolve does for each candidate, "
         "reading from the page cache. evomerge computes in float32. ratio: bf16 to evomerge in "
@@ -203,11 +202,10 @@ def comparison(python: str, run: Pass, folder: Path, clock: Clock) -> list[str]:
             ]
             ours.seconds(method, run)  # compiles, and computes the statistics
             times: list[list[float]] = [[] for _ in columns]
-            start = time.perf_counter()
-            while len(times[0]) < REPEATS and time.perf_counter() - start < ENOUGH_SECONDS:
+            for _ in range(REPEATS):
                 for column, found in zip(columns, times, strict=True):
-                    # What takes milliseconds is measured more often, of which the median counts.
-                    found.append(statistics.median(column() for _ in range(_often(found))))
+                    if sum(found) < ENOUGH_SECONDS:
+                        found.append(column())
             bf16, fp32, planned, memory, files, plain, copy = map(statistics.median, times)
             share = (len(MODELS) + METHODS[method].needs_base) / 2 * copy / memory
             lines.append(
@@ -215,9 +213,5 @@ def comparison(python: str, run: Pass, folder: Path, clock: Clock) -> list[str]:
                 f"{files:.4f} | {plain:.3f} | {bf16 / memory:.0f} | {planned / files:.0f} | "
                 f"{share:.0%} |"
             )
-            print(lines[-1], f"repeats {len(times[0])}", file=sys.stderr, flush=True)
+            print(lines[-1], flush=True)
     return lines
-
-
-def _often(found: list[float]) -> int:
-    return 5 if found and found[-1] < 0.2 else 1
