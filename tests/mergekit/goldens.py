@@ -20,6 +20,12 @@ def cases(file: str) -> dict[str, Any]:
     return dict(yaml.safe_load((HERE / file).read_text()))
 
 
+def chains() -> dict[str, list[dict[str, Any]]]:
+    """Name -> merges of one file, in which nothing is rounded."""
+    found = cases("chains.yaml")
+    return {name: [in_float32(each) for each in documents] for name, documents in found.items()}
+
+
 def in_float32(content: Mapping[str, Any]) -> dict[str, Any]:
     """A merge of mergekit in which nothing is rounded."""
     return {**content, "dtype": "float32", "out_dtype": "float32"}
