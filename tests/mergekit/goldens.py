@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
-ENTRIES = 14
+ENTRIES = 8
 TOLERANCE = 1e-6
 """How far an entry may be from mergekit's."""
 
