@@ -140,6 +140,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     near = bench.device if bench.memory.placement == "device" and not spread else None
     bench.models.kept = KeptStatistics(statistics, hashes, near)
     device_map = "auto" if spread else None
+    max_memory = spread_memory() if spread else None
 
     def prepare_activations(recipe: Recipe, sources: tuple[str, ...]) -> None:
         calibrate(
@@ -149,6 +150,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
             device=bench.device,
             folder=statistics,
             device_map=device_map,
+            max_memory=max_memory,
             trust_remote_code=config.trust_remote_code,
         )
 
@@ -160,7 +162,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
         dtype=getattr(torch, bench.template.dtype),
         device=bench.device,
         device_map=device_map,
-        max_memory=spread_memory() if spread else None,
+        max_memory=max_memory,
         trust_remote_code=config.trust_remote_code,
         run=bench.run,
     )

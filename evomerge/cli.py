@@ -318,7 +318,7 @@ def _messages() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-_SPOKEN = ("evomerge.verbs",)
+_SPOKEN = ("evomerge.verbs", "evomerge.methods.compiled")
 
 
 @contextmanager

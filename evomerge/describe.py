@@ -40,15 +40,14 @@ def describe_check(found: "Check") -> str:
         f"merging  {bench.pass_reason}",
     ]
     lines += [f"         {each.sentence()}" for each in found.throughput]
-    if (seconds := found.seconds_per_candidate()) is not None:
-        kept = "" if bench.memory.placement == "device" else ", if the operands were in memory"
-        lines.append(f"         about {seconds:.2g} s per candidate{kept}")
+    if found.seconds_of_merge is not None:
+        lines.append(f"         a candidate of the whole model takes {_candidate_seconds(found)}")
     if found.seconds_per_trial is not None:
         count = found.forecast()
         seconds = found.seconds_per_trial
         lines.append(
             f"time     about {seconds:.2g} s per trial"
-            + ("" if count is None else f": {count} trials in about {count * seconds / 60:.0f} min")
+            + ("" if count is None else f": {count} trials in about {_duration(count * seconds)}")
         )
     return "\n".join(lines)
 
@@ -64,6 +63,20 @@ def _vocabulary(models: Models) -> list[str]:
         f"tokens   {len(found.result)}, vocabulary: {found.wanted}{padding}",
         *(f"         {n}: {each.sentence()}" for n, each in found.differences().items()),
     ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _candidate_seconds(found: "Check") -> str:
+    measured = f"{found.seconds_of_merge:.2g} s as measured with task_arithmetic"
+    if (seconds := found.seconds_per_candidate()) is None:
+        return measured
+    kept = "" if found.bench.memory.placement == "device" else ", if the operands were in memory"
+    return f"about {seconds:.2g} s at that rate{kept}; {measured}"
 
 
 def describe_outcome(outcome: "Outcome") -> str:

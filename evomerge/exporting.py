@@ -58,8 +58,7 @@ def merge(
     jobs = plan_merge(recipe, models)
     specs = {job.slot.name: Spec(shape=job.slot.shape, dtype=job.slot.dtype) for job in jobs}
     place = choose_device(device)
-    run, reason = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
-    log.info("merging %s: %s", place, reason)
+    run, _ = choose_pass(place, sum(math.prod(spec.shape) for spec in specs.values()))
     recipe = pinned_recipe(recipe, models)
     calibrate(recipe, models, device=place, folder=statistics, trust_remote_code=trust_remote_code)
     out = Path(out)
@@ -152,12 +151,12 @@ def _write_configuration(folder: Path, models: Models, recipe: Recipe) -> None:
         config = models.stacks.changes(stack, config)
     config = _with_vocabulary(config, models) | {"dtype": recipe.dtype}
     write_text(folder / "config.json", json.dumps(config, indent=2))
-    if (base / "generation_config.json").exists():
-        settings = read_json(base / "generation_config.json")
-        write_text(
-            folder / "generation_config.json",
-            json.dumps(_with_vocabulary(settings, models), indent=2),
-        )
+    generation = base / "generation_config.json"
+    if generation.exists():
+        settings = read_json(generation)
+        moved = _with_vocabulary(settings, models)
+        text = json.dumps(moved, indent=2) if moved != settings else generation.read_text("utf-8")
+        write_text(folder / generation.name, text)
     if models.vocabularies is None:
         copy_tokenizer(base, folder)
     else:

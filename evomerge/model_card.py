@@ -59,6 +59,9 @@ def model_card(
         "    evomerge merge recipe.yaml OUT",
         "",
     ]
+    if recipe.calibration is not None:
+        text, sha256 = recipe.calibration.file, recipe.calibration.sha256 or ""
+        lines += [f"It reads the calibration text {text} (sha256 {sha256[:16]}).", ""]
     if record is not None:
         lines += [
             "The stock lm-eval commands that report its scores on the search documents "

@@ -75,6 +75,8 @@ class Check:
     """(name, reason)."""
     seconds_per_trial: float | None
     """Extrapolated from a probe; None without one."""
+    seconds_of_merge: float | None
+    """To make the probe's candidate, by task arithmetic; None without a probe."""
     throughput: tuple[Throughput, ...]
     """Of each method of the space; none without a probe."""
     budget: Budget
@@ -172,11 +174,13 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
     bench = prepare(loaded, HashCache(loaded.output() / "hashes.json"))
     distributions = bench.space.distributions()
     budget = _budget(loaded.config.budget)
+    merging, scoring = _probe(bench) if probe else (None, None)
     return Check(
         bench=bench,
         parameters=len(distributions),
         sampler=_sampler_choice(bench, budget),
-        seconds_per_trial=_probe(bench) if probe else None,
+        seconds_per_trial=None if merging is None or scoring is None else merging + scoring,
+        seconds_of_merge=merging,
         throughput=_throughput(bench) if probe else (),
         budget=budget,
     )
@@ -251,7 +255,6 @@ def _run(
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
-    log.info("merging: %s", bench.pass_reason)
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
@@ -318,16 +321,17 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     )
 
 
-def _probe(bench: Bench) -> float:
-    """Seconds of one trial on the search documents, extrapolated from a few of them."""
+def _probe(bench: Bench) -> tuple[float, float]:
+    """Seconds to make one candidate, and to score it on the search documents, extrapolated from a
+    few of them; a first candidate of the same method pays for compiling and for first reads."""
     few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
     plain = baselines(bench.template)
-    first, second = plain["linear"], plain[f"task_arithmetic {SCALES[0]:g}"]
+    first, second = (plain[f"task_arithmetic {scale:g}"] for scale in SCALES[:2])
     evaluate = evaluator(bench)
     evaluate(first, few)
     _, seconds = evaluate(second, few)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
-    return seconds["merge"] + seconds["score"] / share
+    return seconds["merge"], seconds["score"] / share
 
 
 def _free_name(path: Path) -> Path:

@@ -54,7 +54,14 @@ def test_init_writes_a_valid_configuration(tmp_path: Path) -> None:
 def test_check_tells_what_is_known(small: Callable[..., Path]) -> None:
     code, text = run("check", small(depth="layers"))
     assert code == 0, text
-    for words in ("10 parameters", "sampler  gp", "8 search and 8 holdout", "s per trial: 16"):
+    for words in (
+        "10 parameters",
+        "sampler  gp",
+        "8 search and 8 holdout",
+        "GB/s",
+        "as measured",
+        "s per trial: 16",
+    ):
         assert words in text
 
 

@@ -21,7 +21,7 @@ from evomerge.errors import UserError
 from evomerge.merging.models import open_models
 from evomerge.merging.plan import merged_tensors
 from evomerge.merging.workspace import Workspace
-from evomerge.recipe import BASE, Model, Rule
+from evomerge.recipe import BASE, MERGED, Model, Piece, Rule
 from evomerge.report import read_run
 from tests.vocabularies import EMBEDDINGS, FAMILY, TOKENS, variant, write_tokenizer
 
@@ -45,6 +45,24 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source with other numbers and an added token."""
     folder = tmp_path_factory.mktemp("models") / "chat"
     return variant("dial", folder, tokens=SHUFFLED, added=["<call>"])
+
+
+def test_a_stack_of_another_depth_has_the_union_of_tokens(tmp_path: Path, chat: Path) -> None:
+    pieces = (Piece(source="chat", layers=(0, 1, 2)), Piece(source=MERGED, layers=(1, 2, 3)))
+    asked = dataclasses.replace(recipe("union", chat, FAMILY / "past"), stack=pieces)
+    models = open_models(asked)
+    live = Workspace(models, dtype=torch.float32, device=torch.device("cpu"))
+    live.load(dataclasses.replace(asked, stack=None))
+    live.load(asked)
+    folder = merge(asked, tmp_path / "out")
+    fresh = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert fresh.config.num_hidden_layers == 6
+    assert fresh.config.vocab_size == live.model.config.vocab_size == len(tokenizer)
+    assert live.model.get_input_embeddings().num_embeddings == len(tokenizer)
+    tokens = torch.tensor([tokenizer(TEXT).input_ids])
+    with torch.no_grad():
+        assert torch.equal(fresh(tokens).logits, live.model(tokens).logits)
 
 
 @pytest.mark.parametrize("vocabulary", [BASE, "union", "chat"])

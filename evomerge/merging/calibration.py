@@ -54,6 +54,7 @@ def calibrate(
     device: torch.device,
     folder: Path | None = None,
     device_map: str | None = None,
+    max_memory: Mapping[str | int, int] | None = None,
     trust_remote_code: bool = False,
     pass_bytes: int = _PASS_BYTES,
 ) -> None:
@@ -61,7 +62,8 @@ def calibrate(
 
     sources: by default those of the recipe's rules whose method needs activations. folder: where
     Gram matrices are kept, by the hashes of models and text; without one, in a temporary folder for
-    as long as `models` lives. UserError for a text that is missing, changed, or empty.
+    as long as `models` lives. device, device_map, max_memory: of the live model, see `Workspace`.
+    UserError for a text that is missing, changed, or empty.
     """
     wanted = tuple(sources if sources is not None else calibrated_sources(recipe))
     if not wanted:
@@ -78,12 +80,13 @@ def calibrate(
     if not missing:
         return
     check_text(recipe.calibration)
-    texts = _sequences(recipe.calibration, models, trust_remote_code)
+    texts = [t.to(device) for t in _sequences(recipe.calibration, models, trust_remote_code)]
     workspace = Workspace(
         models,
         dtype=getattr(torch, recipe.dtype),
         device=device,
         device_map=device_map,
+        max_memory=max_memory,
         trust_remote_code=trust_remote_code,
     )
     index: Mapping[str, Entry] = {}
@@ -298,8 +301,7 @@ def _watching(model: nn.Module, layers: Sequence[_Layer], see: Any) -> Iterator[
 
 
 def _read(model: nn.Module, text: torch.Tensor) -> None:
-    device = next(model.parameters()).device
-    model(input_ids=text[None].to(device), use_cache=False)
+    model(input_ids=text[None], use_cache=False)
 
 
 def _announce(layout: Layout, index: Mapping[str, Entry]) -> None:

@@ -91,11 +91,12 @@ class Models:
         held = self._held.get((model, slot))
         return held if held is not None else self._stored(model, slot)
 
-    def padding(self, slot: str) -> torch.Tensor | None:
-        """What follows the rows of `read` in the merged model, in any dtype; None: nothing."""
+    def padding(self, slot: str) -> torch.Tensor:
+        """What follows the rows of `read` in the merged model, as the base stores it."""
+        own = self.own(BASE, slot)
         if self._rows is None or slot not in self.layout.vocabulary:
-            return None
-        return self._rows.padding(self.own(BASE, slot))
+            return own[:0]
+        return self._rows.padding(own)
 
     def operands(self, slot: str, sources: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
         """The base's tensor, then the sources' of that name."""

@@ -60,16 +60,22 @@ class MemoryPlan:
         why = "" if self.wanted is None else ", as configured"
         device = "all GPUs" if self.spread and self.device != "cpu" else self.device
         offloaded = (
-            f" ({self.offloaded_bytes / _GIB:.2f} GiB of it in the host's memory, which slows "
+            f" ({in_gib(self.offloaded_bytes)} of it in the host's memory, which slows "
             "every forward pass)"
             if self.offloaded_bytes
             else ""
         )
         return (
-            f"{device}: live model {self.model_bytes / _GIB:.2f} GiB{offloaded}, base and sources "
-            f"{self.operand_bytes / _GIB:.2f} GiB {_WORDS[self.placement]}{why}; "
-            f"{self.free_bytes / _GIB:.1f} GiB free"
+            f"{device}: live model {in_gib(self.model_bytes)}{offloaded}, base and sources "
+            f"{in_gib(self.operand_bytes)} {_WORDS[self.placement]}{why}; "
+            f"{in_gib(self.free_bytes)} free"
         )
+
+
+def in_gib(count: int) -> str:
+    """Bytes in words: two decimals, or two figures where that would be nothing."""
+    size = count / _GIB
+    return f"{size:.2f} GiB" if size >= 0.1 or size == 0 else f"{size:.2g} GiB"
 
 
 def spread_memory() -> dict[str | int, int]:

@@ -123,26 +123,28 @@ def merge_job(
     model, is filled and returned; otherwise a new tensor of the slot's type. NaN and infinity are
     let through: see `check_finite`.
     """
+    shape = operands[0].shape
+    if shape != job.slot.shape and (out is None or out.shape != shape):  # rows of padding follow
+        if out is None:
+            out = torch.empty(job.slot.shape, dtype=job.slot.dtype, device=operands[0].device)
+        out[shape[0] :].copy_(models.padding(job.origin))
+        merge_job(job, models, operands, out=out[: shape[0]], run=run)
+        return out
     if job.method is None:
         return operands[0] if out is None else out.copy_(operands[0])
     whole = job.scale == 1.0  # otherwise scaled in float32, and cast once
-    padding = models.padding(job.origin)
-    if padding is not None:
-        if out is None:
-            out = torch.empty(job.slot.shape, dtype=job.slot.dtype, device=operands[0].device)
-        out[len(operands[0]) :].copy_(padding)
     merged = merge_tensor(
         job.method,
         operands[0],
         operands[1:],
         job.parameters,
         models.statistics(job.origin, job.sources, operands, job.keys),
-        out=(out if padding is None or out is None else out[: len(operands[0])]) if whole else None,
+        out=out if whole else None,
         out_dtype=job.slot.dtype if whole else torch.float32,
         run=run,
     )
     if whole:
-        return merged if out is None else out
+        return merged
     scaled = merged.mul_(job.scale)
     return scaled.to(job.slot.dtype) if out is None else out.copy_(scaled)
 

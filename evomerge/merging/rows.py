@@ -73,13 +73,11 @@ class Rows:
             total, count = total + rows.where(has, 0.0), count + has
         return total / count
 
-    def padding(self, base: torch.Tensor) -> torch.Tensor | None:
-        """The merged model's rows after those of tokens; None if there are none.
+    def padding(self, base: torch.Tensor) -> torch.Tensor:
+        """The merged model's rows after those of tokens.
 
         base: the base's tensor with its own rows. Its padding stays where it is; the rest is 0.
         """
-        if self.total == self.tokens:
-            return None
         padding = base.new_zeros(self.total - self.tokens, *base.shape[1:])
         start = max(self.tokens, self.base_tokens)
         kept = base[start : self.total]

@@ -121,21 +121,28 @@ def choose_pass(device: torch.device, elements: int, wanted: Compile = "auto") -
 
     auto: the compiled pass where the model is large enough to repay the seconds that compiling
     takes. Where no compiler is at hand (C++ for a CPU, triton for a GPU) the plain pass serves, and
-    the log says so.
+    the log says so: it says once which pass serves.
     """
+    run, reason, level = _choose(device, elements, wanted)
+    log.log(level, "merging on %s: %s", device, reason)
+    return run, reason
+
+
+def _choose(device: torch.device, elements: int, wanted: Compile) -> tuple[Pass, str, int]:
+    """The pass, why, and at which level the log says so."""
     if wanted == "never":
-        return chunked, "op by op, as configured"
+        return chunked, "op by op, as configured", logging.INFO
     if wanted == "auto" and elements < WORTHWHILE:
-        return chunked, f"op by op: {elements / 1e6:.3g} million elements do not repay compiling"
+        few = f"{elements / 1e6:.3g} million elements do not repay compiling"
+        return chunked, f"op by op: {few}", logging.INFO
     try:
         _probe(device)
     except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own
         cause = getattr(error, "inner_exception", error)
         first = next(iter(str(cause).strip().splitlines()), "")
-        reason = f"no compiler for {device} ({type(cause).__name__}: {first})"
-        log.warning("merging op by op, several times slower: %s", reason)
-        return chunked, f"op by op: {reason}"
-    return CompiledPass(), "compiled"
+        reason = f"no compiler for {device.type} ({type(cause).__name__}: {first})"
+        return chunked, f"op by op, several times slower: {reason}", logging.WARNING
+    return CompiledPass(), "compiled", logging.INFO
 
 
 def _probe(device: torch.device) -> None:

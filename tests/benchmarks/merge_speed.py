@@ -1,54 +1,71 @@
 """How fast a candidate is made, beside a plain copy and beside the reference program.
 
     python tests/benchmarks/merge_speed.py --out results/benchmarks/merge_speed
-        [--device cuda] [--reference PYTHON]   # a Python with mergekit 0.1.5
+        [--device cuda] [--threads 2] [--clock process_time]
+        [--reference PYTHON]   # a Python with mergekit 0.1.5
 
 Random bfloat16 tensors: a base of 201 million parameters and three sources. Every operand counts
-once (base, sources, result). Times are medians; the copy is measured between the merges.
+once (base, sources, result). Times are medians; the copy is measured between the merges. On a GPU
+the operands are also streamed from pinned memory, beside a plain copy over the same link.
 """
 
 import argparse
+import os
 import platform
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+import psutil
 import torch
+from beside_reference import comparison
 
+from evomerge.merging.feed import feed
+from evomerge.merging.job import Job
+from evomerge.merging.layout import Slot
 from evomerge.methods import METHODS
-from evomerge.methods.apply import Pass, chunked, merge_tensor
+from evomerge.methods.apply import Pass, merge_tensor
 from evomerge.methods.compiled import choose_pass
 from evomerge.methods.method import Method
 from evomerge.methods.parameters import check_parameters
-from evomerge.methods.statistics import TensorStatistics
+from evomerge.methods.statistics import TensorStatistics, in_memory
 
-SHAPE, TENSORS, SOURCES, REPEATS = (2048, 8192), 12, 3, 7
+SHAPE, TENSORS, SOURCES, REPEATS = (2048, 8192), 12, 3, 9
 GIVEN = {"density": 0.5, "weight": 0.4}
-SAME_AS_REFERENCE = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "sce")
+SCALED = (1024, 10_000)
+"""Shape of the tensors of the scaling part: 10 million elements."""
+CLOCK: list[Callable[[], float]] = [time.perf_counter]
+"""What seconds are counted by; the processor's where others use the machine too."""
+RESERVE = 3 * 10**9  # bytes of memory left to others
 
 
 class Family:
-    """Tensors of a base and its sources, and what is known of them."""
+    """Tensors of a base and its sources, and what is known of them.
+
+    Tensors after the first hold its numbers rolled along, so that statistics of the first, which
+    are computed once, serve them all.
+    """
 
     def __init__(self, shape: tuple[int, int], tensors: int, sources: int, device: str) -> None:
         self.device = torch.device(device)
         generator = torch.Generator(self.device).manual_seed(0)
-        self.operands: list[tuple[torch.Tensor, ...]] = []
-        for _ in range(tensors):
-            base = torch.randn(shape, generator=generator, device=device).mul_(0.02)
-            deltas = (
-                torch.randn(shape, generator=generator, device=device) for _ in range(sources)
-            )
-            all_of_them = (base, *(base + 0.002 * delta for delta in deltas))
-            self.operands.append(tuple(each.to(torch.bfloat16) for each in all_of_them))
-        self.out = [torch.empty_like(each[0]) for each in self.operands]
+        base = torch.randn(shape, generator=generator, device=device).mul_(0.02)
+        deltas = (torch.randn(shape, generator=generator, device=device) for _ in range(sources))
+        first = [t.to(torch.bfloat16) for t in (base, *(base + 0.002 * d for d in deltas))]
+        self.operands = [
+            tuple(each.roll(1009 * number) for each in first) for number in range(tensors)
+        ]
+        self.out = [torch.empty_like(first[0]) for _ in range(tensors)]
         keys = tuple(range(10**9, 10**9 + sources))
-        self.known = [TensorStatistics(operands=each, keys=keys) for each in self.operands]
+        keep = in_memory()
+        self.known = [
+            TensorStatistics(operands=each, keys=keys, keep=keep) for each in self.operands
+        ]
 
     def parameters(self, method: Method) -> dict[str, object]:
         rows = {row.name for row in method.parameters}
@@ -80,19 +97,27 @@ class Family:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
+    """Of the work itself: a GPU has nothing else queued before, and is done after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = CLOCK[0]()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return CLOCK[0]() - start
 
 
-def speed_table(family: Family, run: Pass, repeats: int) -> list[dict[str, object]]:
+def speed_table(family: Family, run: Pass, repeats: int) -> list[str]:
     """One row per elementwise method that takes three sources."""
-    rows = []
+    lines = [
+        "| method | seconds | GB/s | copy GB/s | share of a copy | statistics | compiling |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for method in METHODS.values():
         if method.matrix is not None or method.maximum_sources is not None:
             continue
+        parameters, known = family.parameters(method), family.known[0]
+        known_in = seconds(lambda: _statistics(method, parameters, known), family.device)  # noqa: B023
         first = seconds(lambda m=method: family.candidate(m, run), family.device)  # type: ignore[misc]
         merges, copies = [], []
         for _ in range(repeats):
@@ -102,75 +127,141 @@ def speed_table(family: Family, run: Pass, repeats: int) -> list[dict[str, objec
         operands = SOURCES + 1 + method.needs_base
         rate = operands * 2 * family.elements / spent
         copied = 2 * 2 * family.elements / statistics.median(copies)
-        rows.append(
-            {
-                "method": method.name,
-                "seconds": spent,
-                "GB/s": rate / 1e9,
-                "copy GB/s": copied / 1e9,
-                "share": rate / copied,
-                "once": first - spent,
-            }
+        lines.append(
+            f"| {method.name} | {spent:.3f} | {rate / 1e9:.1f} | {copied / 1e9:.1f} | "
+            f"{rate / copied:.0%} | {known_in:.1f} | {max(0.0, first - spent):.1f} |"
         )
-        print(rows[-1], flush=True)
-    return rows
+        print(lines[-1], flush=True)
+    return lines
 
 
-REFERENCE = """
-import statistics, sys, time, torch
-from mergekit.merge_methods import merge_tensors
-torch.set_num_threads(int(sys.argv[1]))
-g = torch.Generator().manual_seed(0)
-base = torch.randn(2048, 8192, generator=g).mul_(0.02)
-tensors = [base] + [base + 0.002 * torch.randn(2048, 8192, generator=g) for _ in range(3)]
-tensors = [t.to(torch.bfloat16) for t in tensors]
-for method in sys.argv[2:]:
-    given = {"weight": [0.4] * 3} if method != "sce" else {}
-    if method in ("ties", "dare_linear", "dare_ties"):
-        given["density"] = 0.5
-    inputs = tensors[1:] if method == "linear" else tensors
-    options = {} if method == "linear" else {"base_index": 0}
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        merge_tensors(inputs, method, parameters=given, **options)
-        times.append(time.perf_counter() - start)
-    print(method, statistics.median(times), flush=True)
-"""
+def _statistics(method: Method, parameters: dict[str, object], known: TensorStatistics) -> None:
+    method.coefficients(parameters, known)  # type: ignore[arg-type]
+    if method.aids is not None:
+        method.aids(parameters, known)  # type: ignore[arg-type]
 
 
-def reference_seconds(python: str) -> dict[str, float]:
-    """Seconds of the reference per tensor of the family's shape, by method."""
-    command = [python, "-c", REFERENCE, str(torch.get_num_threads()), *SAME_AS_REFERENCE]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    pairs = (line.split() for line in done.stdout.splitlines())
-    return {name: float(value) for name, value in pairs}
+class PinnedModels:
+    """What `feed` asks of models: operands by slot name, here in pinned memory."""
+
+    def __init__(self, family: Family) -> None:
+        self.held = {
+            str(number): tuple(each.cpu().pin_memory() for each in operands)
+            for number, operands in enumerate(family.operands)
+        }
+
+    def operands(self, slot: str, sources: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+        return self.held[slot]
 
 
-def scaling(run: Pass, device: str, out: Path, largest: int) -> list[tuple[str, float, float]]:
-    """Seconds per candidate against parameters and against sources, as a table and a figure."""
-    rows = []
+def streaming(family: Family, run: Pass, repeats: int) -> list[str]:
+    """Candidates whose operands come from pinned memory, beside a plain copy of these operands."""
+    models = PinnedModels(family)
+    names = [str(number) for number in range(len(family.out))]
+    devices = dict.fromkeys(names, family.device)
+    shape = tuple(family.out[0].shape)
+    there = tuple(torch.empty_like(each) for each in family.operands[0])
+
+    def copy() -> None:
+        for name in names:
+            for source, target in zip(models.held[name], there, strict=True):
+                target.copy_(source, non_blocking=True)
+
+    def candidate(method: Method) -> None:
+        parameters = family.parameters(method)
+        jobs = [
+            Job(
+                slot=Slot(
+                    name=name,
+                    parameter=name,
+                    shape=shape,
+                    strides=(shape[1], 1),
+                    offset=0,
+                    dtype=torch.bfloat16,
+                ),
+                method=method,
+                sources=(),
+                parameters=parameters,  # type: ignore[arg-type]
+                keys=(),
+            )
+            for name in names
+        ]
+        for number, (_, operands) in enumerate(feed(jobs, models, devices)):  # type: ignore[arg-type]
+            out, known = family.out[number], family.known[number]
+            base, sources = operands[0], operands[1:]
+            merge_tensor(method, base, sources, parameters, known, out=out, run=run)  # type: ignore[arg-type]
+
+    size = sum(each.nbytes for operands in models.held.values() for each in operands)
+    lines = [
+        "",
+        "From pinned host memory, beside a plain copy of the same operands over the same link:",
+        "",
+        "| method | seconds | GB/s | copy GB/s | share of the link |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("task_arithmetic", "ties", "dare_ties"):
+        method = METHODS[name]
+        candidate(method)
+        merges, copies = [], []
+        for _ in range(repeats):
+            merges.append(seconds(lambda m=method: candidate(m), family.device))  # type: ignore[misc]
+            copies.append(seconds(copy, family.device))
+        spent, copied = statistics.median(merges), statistics.median(copies)
+        lines.append(
+            f"| {name} | {spent:.3f} | {size / spent / 1e9:.1f} | {size / copied / 1e9:.1f} | "
+            f"{copied / spent:.0%} |"
+        )
+    return lines
+
+
+def scaling(run: Pass, device: str, out: Path, largest: int) -> list[str]:
+    """Seconds per candidate against parameters and against sources, as tables and a figure."""
+    lines = ["", "Growth, each point the median of 5 candidates:", ""]
+    lines += ["| method | of | points | slope | fixed, ms | R² |", "|---|---|---|---|---|---|"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    sizes = [(m, SOURCES) for m in (10, 30, 100, 300, 1000) if m <= largest]
+    spent: dict[tuple[str, tuple[int, int]], float] = {}
+    counts = [(100, sources) for sources in range(1, 7)]
+    for millions, sources in dict.fromkeys(sizes + counts):
+        needed = (sources + 2) * 2 * millions * 10**6
+        if device == "cpu" and psutil.virtual_memory().available < needed + RESERVE:
+            print(f"left out: {millions} million parameters need {needed / 1e9:.0f} GB")
+            continue
+        tensors = round(millions * 1e6 / (SCALED[0] * SCALED[1]))
+        family = Family(SCALED, max(1, tensors), sources, device)
+        for name in ("task_arithmetic", "ties"):
+            spent[name, (millions, sources)] = _spent(family, name, run)
+        del family
     for name in ("task_arithmetic", "ties"):
-        points = []
-        for millions in [m for m in (10, 30, 100, 300, 1000) if m <= largest]:
-            family = Family((1024, 1000 * millions // 1024), 1, SOURCES, device)
-            points.append((millions, _spent(family, name, run)))
-            rows.append((f"{name}, {millions} million parameters, 3 sources", *points[-1]))
-            del family
-        left.loglog(*zip(*points, strict=True), "o-", label=name)
-        points = []
-        for sources in range(1, 7):
-            family = Family((1024, 100_000_000 // 1024), 1, sources, device)
-            points.append((sources, _spent(family, name, run)))
-            rows.append((f"{name}, 100 million parameters, {sources} sources", *points[-1]))
-            del family
-        right.plot(*zip(*points, strict=True), "o-", label=name)
-    left.set(xlabel="million parameters", ylabel="seconds per candidate")
-    right.set(xlabel="sources", ylabel="seconds per candidate", ylim=(0, None))
+        for axes, points, along, unit in (
+            (left, sizes, 0, "million parameters"),
+            (right, counts, 1, "sources"),
+        ):
+            kept = [point for point in points if (name, point) in spent]
+            x = np.array([point[along] for point in kept], dtype=float)
+            y = np.array([spent[name, point] for point in kept])
+            axes.plot(x, y, "o-", label=name)
+            slope, fixed, fit = _line(x, y)
+            listed = ", ".join(f"{a:g}: {b:.4f} s" for a, b in zip(x, y, strict=True))
+            lines.append(
+                f"| {name} | {unit} | {listed} | {slope * 1e3:.3g} ms | {fixed * 1e3:.2g} | "
+                f"{fit:.4f} |"
+            )
+            print(lines[-1], flush=True)
+    left.set(xlabel="million parameters, 3 sources", ylabel="seconds per candidate")
+    left.set(xscale="log", yscale="log")
+    right.set(xlabel="sources, 100 million parameters", ylabel="seconds per candidate")
+    right.set(ylim=(0, None))
     left.legend()
     figure.savefig(out / "scaling.png", dpi=110)
-    return rows
+    return [*lines, "", "![Seconds against parameters and sources](scaling.png)"]
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Slope, value at 0, and R² of the straight line by least squares."""
+    slope, fixed = np.polyfit(x, y, 1)
+    left = ((y - slope * x - fixed) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    return float(slope), float(fixed), float(1 - left)
 
 
 def _spent(family: Family, name: str, run: Pass) -> float:
@@ -183,59 +274,63 @@ def _spent(family: Family, name: str, run: Pass) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--reference", help="a Python in which mergekit 0.1.5 is installed")
     parser.add_argument("--largest", type=int, default=1000, help="million parameters, of scaling")
+    parser.add_argument("--clock", choices=("perf_counter", "process_time"), default="perf_counter")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    CLOCK[0] = getattr(time, arguments.clock)
+    counted = "of one thread's processor time, others used the machine"
+    counted = counted if CLOCK[0] is time.process_time else "of the wall clock"
     arguments.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
     run, reason = choose_pass(device, 2**30)
+    load = os.getloadavg()[0]
     family = Family(SHAPE, TENSORS, SOURCES, arguments.device)
-    rows = speed_table(family, run, REPEATS)
+    table = speed_table(family, run, arguments.repeats)
+    where = "" if device.type == "cuda" else " It was not run on a GPU."
     lines = [
         "# Speed of making a candidate",
         "",
-        f"`python {sys.argv[0]}`, {date.today()}, {_hardware(device)}, torch {torch.__version__}, "
-        f"merging {reason}. Base of {family.elements / 1e6:.0f} million parameters, {SOURCES} "
-        f"sources, bfloat16, density 0.5; medians of {REPEATS}. `once`: seconds for compiling and "
-        "statistics, spent by the first candidate alone.",
+        f"`python tests/benchmarks/merge_speed.py --threads {arguments.threads} "
+        f"--clock {arguments.clock}`, {date.today()}, "
+        f"{_hardware(device)}, torch {torch.__version__}, merging {reason}; load of the machine "
+        f"before the run {load:.1f}.{where}",
         "",
-        "| method | seconds | GB/s | copy GB/s | share of a copy | once |",
-        "|---|---|---|---|---|---|",
+        f"Base of {family.elements / 1e6:.0f} million parameters in {TENSORS} tensors, {SOURCES} "
+        f"sources, bfloat16, density 0.5; medians of {arguments.repeats}, {counted}. Seconds "
+        "are those of a candidate, without what is done once: compiling (less where its cache is "
+        "warm), and the statistics, here of one of the 12 tensors.",
+        "",
+        *table,
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['method']} | {row['seconds']:.3f} | {row['GB/s']:.1f} | "
-            f"{row['copy GB/s']:.1f} | {row['share']:.0%} | {row['once']:.1f} |"
-        )
-    if arguments.reference:
-        one = Family(SHAPE, 1, SOURCES, arguments.device)
-        theirs = reference_seconds(arguments.reference)
-        lines += [
-            "",
-            "Beside mergekit 0.1.5 `merge_tensors`, one tensor of 17 million elements:",
-            "",
-        ]
-        lines += ["| method | reference, s | op by op, s | one pass, s | times faster |"]
-        lines += ["|---|---|---|---|---|"]
-        for name, reference in theirs.items():
-            ours, plain = _spent(one, name, run), _spent(one, name, chunked)
-            lines.append(
-                f"| {name} | {reference:.3f} | {plain:.3f} | {ours:.4f} | {reference / ours:.0f} |"
-            )
-            print(lines[-1], flush=True)
+    if device.type == "cuda":
+        lines += streaming(family, run, arguments.repeats)
     del family
-    lines += ["", "| candidate | seconds |", "|---|---|"]
-    for what, _, spent in scaling(run, arguments.device, arguments.out, arguments.largest):
-        lines.append(f"| {what} | {spent:.4f} |")
-    lines += ["", "![Seconds against parameters and sources](scaling.png)", ""]
-    (arguments.out / "README.md").write_text("\n".join(lines))
+    _write(arguments.out, lines)
+    if arguments.reference and device.type == "cpu":
+        with tempfile.TemporaryDirectory() as scratch:
+            lines += ["", "## Beside mergekit 0.1.5", ""]
+            lines += comparison(arguments.reference, run, Path(scratch), CLOCK[0])
+        _write(arguments.out, lines)
+    lines += ["", "## Growth with parameters and sources"]
+    lines += scaling(run, arguments.device, arguments.out, arguments.largest)
+    _write(arguments.out, lines)
+
+
+def _write(out: Path, lines: list[str]) -> None:
+    """What is there so far: a run takes minutes."""
+    (out / "README.md").write_text("\n".join([*lines, ""]))
 
 
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+    memory = psutil.virtual_memory().total / 1e9
+    return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU, {memory:.0f} GB"
 
 
 if __name__ == "__main__":

@@ -226,6 +226,13 @@ def test_a_missing_package_is_named(method: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "fp8")
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, cache: Path) -> None:
+    make_fp8("llama", tmp_path / "fp8")
+    cache.parent.parent.write_text("a file where the folder would be")
+    with pytest.raises(UserError, match=r"copy cannot be written: .*set XDG_CACHE_HOME"):
+        open_checkpoint(tmp_path / "fp8")
+
+
 LLAMA = {
     **{"vocab_size": 40, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from evomerge.merging.calibration import calibrate
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.plan import merged_tensors, plan_merge
 from evomerge.merging.workspace import Workspace
-from evomerge.recipe import Calibration, Model, Rule
+from evomerge.recipe import Calibration, Model, Piece, Rule
 from tests.checkpoints.test_adapter import make_adapter
 from tests.families import VOCABULARY, make_checkpoint
+from tests.vocabularies import TOKENS, variant
 
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart"
 CPU = torch.device("cpu")
@@ -218,6 +220,53 @@ def test_an_adapter_reads_the_text_as_the_model_that_it_makes(text: Path, tmp_pa
             assert torch.equal(one.gram, other.gram), slot
 
 
+@pytest.mark.parametrize("vocabulary", ["base", "union", "shuffled"])
+def test_a_source_of_other_token_numbers_reads_the_same_text(
+    text: Path, tmp_path: Path, vocabulary: str, calibrated: Models
+) -> None:
+    tokens = random.Random(1).sample(TOKENS, len(TOKENS))
+    shuffled = variant("dial", tmp_path / "shuffled", tokens=tokens, added=["<call>"])
+    asked = dataclasses.replace(
+        recipe(text, Rule(method="regmean", sources=("shuffled",))),
+        sources={"shuffled": Model(path=str(shuffled))},
+        vocabulary=vocabulary,
+    )
+    opened = open_models(asked)
+    calibrate(asked, opened, device=CPU)
+    assert opened.activations is not None
+    assert calibrated.activations is not None
+    for slot in opened.layout.slots:
+        one = calibrated.activations.inputs("dial", slot)
+        other = opened.activations.inputs("shuffled", slot)
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one.gram, other.gram)
+
+
+def test_a_stack_takes_layers_that_are_merged_so(text: Path, calibrated: Models) -> None:
+    layers = (0, 1, 1, 2, 3)
+    stacked = dataclasses.replace(recipe(text), stack=(Piece(source="merged", layers=layers),))
+    calibrate(stacked, calibrated, device=CPU)
+    plain = dict(merged_tensors(recipe(text), calibrated))
+    for name, tensor in merged_tensors(stacked, calibrated):
+        number = name.split(".")[2] if ".layers." in name else ""
+        origin = name.replace(f".{number}.", f".{layers[int(number)]}.") if number else name
+        assert torch.equal(tensor, plain[origin]), name
+
+
+def test_a_model_that_accelerate_spreads_reads_the_text_alike(text: Path) -> None:
+    asked = recipe(text, tokens=300)
+    grams = []
+    for device_map in (None, "cpu"):
+        opened = open_models(asked)
+        calibrate(asked, opened, device=CPU, device_map=device_map)
+        assert opened.activations is not None
+        grams.append(opened.activations.inputs("dial", "model.layers.2.mlp.down_proj.weight"))
+    assert grams[0] is not None
+    assert grams[1] is not None
+    assert torch.equal(grams[0].gram, grams[1].gram)
+
+
 def test_mistakes_are_told_with_what_to_do(text: Path, tmp_path: Path) -> None:
     asked = recipe(text)
     bare = dataclasses.replace(asked, calibration=None)
@@ -244,6 +293,8 @@ def test_a_merge_pins_the_text_and_refuses_a_changed_one(text: Path, tmp_path: P
     pinned = Recipe.read(folder / "recipe.yaml")
     assert pinned.calibration is not None
     assert pinned.calibration.sha256 is not None
+    card = (folder / "README.md").read_text()
+    assert f"{path} (sha256 {pinned.calibration.sha256[:16]})" in card
     again = merge(pinned, tmp_path / "again", device="cpu")
     for name in Checkpoint(folder).tensors:
         assert torch.equal(Checkpoint(folder).read(name), Checkpoint(again).read(name))

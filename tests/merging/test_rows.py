@@ -1,19 +1,24 @@
 """Merges of models with other vocabularies: rows are matched by token, padding counts nowhere."""
 
+import dataclasses
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from evomerge.errors import UserError
+from evomerge.merging.layout import read_layout
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import Placement
 from evomerge.merging.plan import merged_tensors
 from evomerge.merging.workspace import Workspace
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
+from tests.families import make_checkpoint
 from tests.vocabularies import EMBEDDINGS, FAMILY, TOKENS, variant, write_tokenizer
 
 SHUFFLED = tuple(random.Random(0).sample(TOKENS, len(TOKENS)))
@@ -52,11 +57,44 @@ def assert_equal(got: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
         assert torch.equal(got[name], tensor), name
 
 
+Opened = tuple[Recipe, Models]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Opened:
+    asked = recipe(FAMILY / "dial", FAMILY / "past")
+    return asked, open_models(asked)
+
+
+@pytest.fixture(scope="module")
+def permuted(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """A source with its tokens under other numbers."""
+    dial = variant("dial", tmp_path_factory.mktemp("permuted") / "dial", tokens=SHUFFLED)
+    asked = recipe(dial, FAMILY / "past")
+    return asked, open_models(asked)
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """28 further rows, huge in the sources and 7 in the base."""
+    folder = tmp_path_factory.mktemp("padded")
+    base = variant("base", folder / "base", padding=torch.full((28, 96), 7.0))
+    names = ("dial", "past")
+    huge = [variant(name, folder / name, padding=torch.full((28, 96), 1e4)) for name in names]
+    asked = recipe(*huge, base=base)
+    return asked, open_models(asked)
+
+
+def by(opened: Opened, method: str) -> dict[str, torch.Tensor]:
+    """The whole merge, by a method at its defaults."""
+    asked, models = opened
+    rule = Rule(method=method, sources=tuple(asked.sources))
+    return dict(merged_tensors(dataclasses.replace(asked, rules=(rule,)), models))
+
+
 @pytest.mark.parametrize("method", METHODS_OF_TWO)
-def test_permuted_numbers_change_no_bit(tmp_path: Path, method: str) -> None:
-    dial = variant("dial", tmp_path / "dial", tokens=SHUFFLED)
-    plain = recipe(FAMILY / "dial", FAMILY / "past", method=method)
-    assert_equal(merged(recipe(dial, FAMILY / "past", method=method)), merged(plain))
+def test_permuted_numbers_change_no_bit(permuted: Opened, plain: Opened, method: str) -> None:
+    assert_equal(by(permuted, method), by(plain, method))
 
 
 def test_a_source_s_vocabulary_permutes_the_result(tmp_path: Path) -> None:
@@ -97,8 +135,8 @@ def test_a_token_of_two_sources_starts_from_their_mean(tmp_path: Path) -> None:
 
 def test_the_base_s_vocabulary_leaves_added_tokens_out(tmp_path: Path) -> None:
     dial = variant("dial", tmp_path / "dial", added=["<call>"])
-    plain = recipe(FAMILY / "dial", FAMILY / "past", method="ties")
-    assert_equal(merged(recipe(dial, FAMILY / "past", method="ties")), merged(plain))
+    plain = recipe(FAMILY / "dial", FAMILY / "past", method="slerp")
+    assert_equal(merged(recipe(dial, FAMILY / "past", method="slerp")), merged(plain))
 
 
 def test_a_source_s_smaller_vocabulary_and_a_token_it_lacks(tmp_path: Path) -> None:
@@ -115,26 +153,22 @@ def test_a_source_s_smaller_vocabulary_and_a_token_it_lacks(tmp_path: Path) -> N
         assert torch.equal(whole[number], expected[number]), token
 
 
-@pytest.mark.parametrize("untied", [False, True])
 @pytest.mark.parametrize("method", METHODS_OF_TWO)
-def test_padding_counts_in_no_statistic(tmp_path: Path, method: str, untied: bool) -> None:
-    def padded(name: str, value: float | None) -> Path:
-        rows = None if value is None else torch.full((28, 96), value)
-        folder = tmp_path / str(value) / name
-        return variant(name, folder, padding=rows, untied=untied)
+def test_padding_counts_in_no_statistic(padded: Opened, plain: Opened, method: str) -> None:
+    got = by(padded, method)
+    assert torch.equal(got[EMBEDDINGS][100:], torch.full((28, 96), 7.0))
+    assert_equal({**got, EMBEDDINGS: got[EMBEDDINGS][:100]}, by(plain, method))
 
-    def of(value: float | None, of_base: float | None) -> dict[str, torch.Tensor]:
-        sources = [padded(name, value) for name in ("dial", "past")]
-        return merged(recipe(*sources, base=padded("base", of_base), method=method))
 
-    plain, garbage = of(None, None), of(1e4, 7.0)
-    for name, tensor in plain.items():
-        if name in (EMBEDDINGS, "lm_head.weight"):
-            assert torch.equal(garbage[name][:100], tensor), name
-            filling = 14.0 if name == "lm_head.weight" else 7.0
-            assert torch.equal(garbage[name][100:], torch.full((28, 96), filling))
-        else:
-            assert torch.equal(garbage[name], tensor), name
+def test_padding_of_a_head_of_its_own(tmp_path: Path) -> None:
+    def of(padding: torch.Tensor | None, name: str) -> dict[str, torch.Tensor]:
+        folders = (tmp_path / name / model for model in ("base", "dial", "past"))
+        base, *sources = (variant(f.name, f, padding=padding, untied=True) for f in folders)
+        return merged(recipe(*sources, base=base, method="ties"))
+
+    without, rows = of(None, "without"), of(torch.full((28, 96), 1e3), "padded")
+    assert torch.equal(rows["lm_head.weight"][:100], without["lm_head.weight"])
+    assert (rows["lm_head.weight"][100:] == 2000).all()
 
 
 def test_added_tokens_take_the_base_s_padding_then_more(tmp_path: Path) -> None:
@@ -162,7 +196,7 @@ def test_live_model_and_writer_get_equal_bits(
     base = variant("base", tmp_path / "base", padding=torch.full((3, 96), 7.0), untied=True)
     dial = variant("dial", tmp_path / "dial", tokens=SHUFFLED, added=["<a>"], untied=True)
     past = variant("past", tmp_path / "past", added=list("äöüßéè"), untied=True)
-    asked = recipe(dial, past, base=base, method="ties", vocabulary=vocabulary)
+    asked = recipe(dial, past, base=base, method="slerp", vocabulary=vocabulary)
     models = open_models(asked)
     models.hold(placement, dict.fromkeys(models.layout.slots, torch.device("cpu")))
     workspace = Workspace(models, dtype=torch.float32, device=torch.device("cpu"))
@@ -178,7 +212,7 @@ def test_equal_vocabularies_are_read_as_they_are() -> None:
     asked = recipe(FAMILY / "dial", FAMILY / "past", vocabulary="union")
     models = open_models(asked)
     assert models.digest is None
-    assert models.padding(EMBEDDINGS) is None
+    assert len(models.padding(EMBEDDINGS)) == 0
     models.hold("device", dict.fromkeys(models.layout.slots, torch.device("cpu")))
     held = models.own("dial", EMBEDDINGS)
     assert models.read("dial", EMBEDDINGS).data_ptr() == held.data_ptr()
@@ -236,3 +270,36 @@ def test_statistics_of_one_vocabulary_are_not_those_of_another(tmp_path: Path) -
     digests = {digest(open_models(recipe(dial, vocabulary=v))) for v in (BASE, "union", "dial")}
     assert len(digests) == 3
     assert None not in digests
+
+
+@pytest.mark.parametrize("family", ["phi", "gptj", "gpt2", "gpt_neox", "opt", "mamba"])
+@pytest.mark.parametrize("vocabulary", ["union", "source"])
+def test_heads_biases_and_live_models_of_other_families(
+    tmp_path: Path, family: str, vocabulary: str
+) -> None:
+    base, plain = (make_checkpoint(family, tmp_path / name, n) for n, name in enumerate("ab"))
+    names = read_layout(base, torch.float32).vocabulary
+    order = random.Random(0).sample(range(64), 64)
+    source = tmp_path / "source"
+    source.mkdir()
+    tensors = load_file(plain / "model.safetensors")
+    for name in names:
+        tensors[name] = torch.cat([tensors[name][order], 1 + tensors[name][:2]])
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((plain / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "vocab_size": 66}))
+    write_tokenizer(base, TOKENS[:64])
+    write_tokenizer(source, [TOKENS[n] for n in order], ["<a>", "<b>"])
+    asked = recipe(source, base=base, vocabulary=vocabulary, weight=0.5)
+    expected = merged(recipe(plain, base=base, weight=0.5))
+    models = open_models(asked)
+    workspace = Workspace(models, dtype=torch.float32, device=torch.device("cpu"))
+    workspace.load(asked)
+    state = workspace.model.state_dict()
+    for name in names:
+        live = state[models.layout.slots[name].parameter]
+        rows = list(range(64)) if vocabulary == "union" else order
+        assert torch.equal(live[:64], expected[name][rows]), name
+        assert torch.equal(live[64:], tensors[name][64:]), name
+    logits = workspace.model(torch.tensor([[5, 64, 6, 65]]), use_cache=False).logits
+    assert logits.shape[-1] == 66
