@@ -12,6 +12,7 @@ from evomerge.errors import UserError
 from evomerge.mergekit.correspondence import WITHOUT_BASE
 from evomerge.mergekit.reading import model_path
 from evomerge.methods import look_up
+from evomerge.recipe import BASE, UNION
 from evomerge.starter import source_names
 
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties")
@@ -131,11 +132,13 @@ def _models(genome: Content, made: _Conversion) -> Path | str:
         name: _located(source, made.folder)
         for name, source in zip(source_names(sources), sources, strict=True)
     }
-    if genome.get("tokenizer_source") not in (None, "base"):
-        made.changes.append(
-            f"tokenizer_source: {genome['tokenizer_source']} is left out: the base's vocabulary is "
-            "kept, and sources must have it"
-        )
+    asked = genome.get("tokenizer_source") or BASE
+    names = dict(zip(sources, made.config["sources"], strict=True))
+    names |= {UNION: UNION, base: BASE, BASE: BASE}
+    if asked not in names:
+        raise UserError(f"genome.tokenizer_source: {asked}; expected base, union, or a model")
+    if names[asked] != BASE:
+        made.config["vocabulary"] = names[asked]
     return _located(base, made.folder)
 
 

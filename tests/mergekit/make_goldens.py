@@ -18,7 +18,7 @@ from evomerge.errors import UserError
 from evomerge.mergekit.reading import from_mergekit
 from evomerge.mergekit.writing import to_mergekit
 from evomerge.recipe import Recipe
-from tests.mergekit.goldens import cases, in_float32, write_goldens
+from tests.mergekit.goldens import cases, chains, in_float32, write_goldens
 from tests.mergekit.reference import run_reference
 from tests.mergekit.sources import located, make_sources, without_folder
 
@@ -40,6 +40,7 @@ def main(python: str) -> None:
             recipe = located(Recipe.from_mapping(mapping, name), sources)
             facts["written"][name] = _written(recipe, sources)
         texts |= {f"written/{n}": t for n, t in facts["written"].items() if t is not None}
+        texts |= {f"chain/{n}": yaml.safe_dump_all(each) for n, each in chains().items()}
         made = run_reference(python, texts, sources, work)
         if failed := {name: each for name, each in made.items() if isinstance(each, str)}:
             raise SystemExit("\n".join(f"{name}: {error}" for name, error in failed.items()))

@@ -24,9 +24,13 @@ _WIDTH, _INNER, _VOCABULARY = 32, 64, 100
 _ORDER = tuple(range(_VOCABULARY))
 OTHERS: dict[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
     "chat": ("dial", _ORDER[::-1], ("<call>",)),
-    "code": ("past", _ORDER, ("<code>", "<call>")),
+    "code": ("past", _ORDER[50:] + _ORDER[:50], ()),
+    "agent": ("sort7", _ORDER, ("<call>",)),
 }
-"""Models with other vocabularies: of which of the family, its tokens' order, further tokens."""
+"""Models with other vocabularies: of which of the family, its tokens' order, further tokens.
+
+All together add one token: the order of several in a union is another in each run of mergekit.
+"""
 
 _COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _SIZES = {96: _WIDTH, 256: _INNER, 100: _VOCABULARY}

@@ -162,11 +162,8 @@ def test_options_of_task_vectors(tmp_path: Path) -> None:
         "ranges": {"weight": [-0.5, 1.2]},
     }
     assert config["sources"]["b-7b"] == "owner/b-7b@v1"
-    for words in (
-        "set them to layers / 6",
-        "q_proj left out",
-        "tokenizer_source: union is left out",
-    ):
+    assert config["vocabulary"] == "union"
+    for words in ("set them to layers / 6", "q_proj left out"):
         assert words in comments
     config, comments = converted(USUAL["ties"], tmp_path)
     assert config["space"] == {"methods": ["ties"], "depth": "global"}
@@ -215,6 +212,7 @@ MISTAKES = {
     "another method": (USUAL["ties"].replace("ties", "sce"), "expected one of mergekit-evolve's"),
     "no base": (USUAL["ties"].replace("  base_model: owner/base-7b\n", ""), "ties needs it"),
     "three for slerp": (USUAL["linear"].replace("linear", "slerp"), "slerp takes 2"),
+    "another tokenizer": (USUAL["task_arithmetic"].replace("union", "owner/c"), "base, union, or"),
     "no weight": (USUAL["linear"].replace("-0.5", "0"), "leave the task out"),
     "another task key": (
         USUAL["ties"].replace("- name", "- task"),
