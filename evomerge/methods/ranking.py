@@ -1,18 +1,20 @@
 """Which entries of a tensor are its largest, found exactly and piece by piece.
 
-Entries are counted by the bits of their float32 magnitude, first by the upper 16, then by the lower
-15 where a wanted count falls, and at last by index among equal ones: three passes, no sort, and no
-more memory than a piece and the counters, however large the tensor.
+A tensor of one piece is sorted. In larger ones entries are counted by the bits of their float32
+magnitude, first by the upper 16, then by the lower 15 where a wanted count falls, and at last by
+index among equal ones: three passes, no sort, and no more memory than a piece and the counters,
+however large the tensor.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import torch
 
 Pieces = Callable[[], Iterable[torch.Tensor]]
 """Yields the magnitudes of a tensor, float32 [≤ n], none negative, finite, in order of the flat
-index; asked three times."""
+index; asked up to four times."""
 
 _LOW_BITS = 15
 _LOW = 1 << _LOW_BITS
@@ -36,6 +38,12 @@ def ends_of_largest(pieces: Pieces, counts: Sequence[int]) -> tuple[torch.Tensor
     ends = torch.full(wanted.shape, math.inf)
     last_indexes = torch.full(wanted.shape, -1)
     if some.any():
+        first, *more = islice(pieces(), 2)
+        if not more:
+            order = torch.sort(first, descending=True, stable=True)
+            last = (wanted[some] - 1).to(first.device)
+            ends[some], last_indexes[some] = (each[last].cpu() for each in order)
+            return ends, last_indexes
         bits, place = _end_bits(pieces, wanted[some])
         ends[some] = bits.to(torch.int32).view(torch.float32)
         last_indexes[some] = _indexes(pieces, bits, place)
