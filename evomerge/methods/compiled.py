@@ -35,6 +35,9 @@ _OPTIONS: dict[str, Any] = {
     # A mask's hash is long but cheap. Realised on its own it would lose the wide vectors that
     # inductor chooses for loops that read bfloat16.
     "realize_opcount_threshold": 200,
+    # So would what is made of many operands: TIES of five sources took ten times as long.
+    "realize_acc_reads_threshold": 200,
+    "realize_reads_threshold": 200,
     # Without these a GPU's bits would differ from those of the plain pass.
     "emulate_precision_casts": True,
     "eager_numerics.division_rounding": True,
