@@ -28,7 +28,9 @@ def _combine(operands: Operands, scalars: Mapping[str, torch.Tensor]) -> torch.T
     total, tall = add(deltas), scalars["tall"][0]
     needed = add(
         tuple(
-            torch.where(delta.abs() >= tall * (total - delta).abs(), 1.0, 0.0) for delta in deltas
+            # NaN is needed, so that it stays in the result and is found.
+            torch.where(delta.abs() < tall * (total - delta).abs(), 0.0, 1.0)
+            for delta in deltas
         )
     )
     merged = add(tuple(scalars["weight"][i] * delta for i, delta in enumerate(deltas)))

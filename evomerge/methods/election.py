@@ -30,15 +30,15 @@ def elect(votes: tuple[torch.Tensor, ...], scalars: Mapping[str, torch.Tensor]) 
     """Sum of the votes that have the elected sign, divided by the sum of their shares.
 
     The elected sign of an element is + where the votes sum to 0 or more. A vote of zero agrees
-    with neither sign; where nobody agrees the result is 0.
+    with neither sign; where nobody agrees the result is 0. NaN stays: it is in the result.
     votes: one tensor per source; scalars: those of `divisors`.
     """
     share = scalars["share"]
     sign = torch.where(add(votes) >= 0, 1.0, -1.0)
-    agreeing = tuple(vote * sign > 0 for vote in votes)
+    opposed = tuple(vote * sign <= 0 for vote in votes)
     elected = add(
-        tuple(torch.where(agree, vote, 0.0) for agree, vote in zip(agreeing, votes, strict=True))
+        tuple(torch.where(against, 0.0, vote) for against, vote in zip(opposed, votes, strict=True))
     )
     # The divisor starts at what it is where nobody agrees: no branch, so one compiled pass.
-    shares = tuple(torch.where(agree, share[i], 0.0) for i, agree in enumerate(agreeing))
+    shares = tuple(torch.where(against, 0.0, share[i]) for i, against in enumerate(opposed))
     return elected / add((scalars["divisor"][0], *shares))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from evomerge.errors import CandidateError
 from evomerge.methods.method import Value
 from evomerge.methods.parameters import flag, number, numbers
 
@@ -25,6 +26,11 @@ def decompose(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     Directions with no singular value are arbitrary: they are left out, so that nothing depends on
     them. σ below eps · max(m, n) · σ_1 counts as none, as in numpy's matrix_rank.
     """
+    if not matrix.isfinite().all():
+        raise CandidateError(
+            "a task vector has NaN or infinite entries, which has no singular values; check the "
+            "sources' files"
+        )
     if not matrix.numel():
         return matrix.new_zeros(matrix.shape[0], 0), matrix.new_zeros(0), matrix[:0]
     u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)

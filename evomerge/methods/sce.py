@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from evomerge.errors import CandidateError
 from evomerge.methods.method import Method, Operands, Parameter, Scalars, Statistics, Value
 from evomerge.methods.parameters import LAMBDA, number
 from evomerge.methods.ranking import ends_of_largest, kept_elements, ranks_among
@@ -51,7 +52,14 @@ def _selections(
     """Ends of the largest variances, and energies float64 [counts, sources] of what is selected."""
 
     def variances() -> Iterator[torch.Tensor]:
-        return (_variance(_deltas(piece)) for piece in pieces_of(base, *sources))
+        for piece in pieces_of(base, *sources):
+            variance = _variance(_deltas(piece))
+            if not variance.max().isfinite():
+                raise CandidateError(
+                    "the task vectors have NaN or infinite entries, whose variance cannot be "
+                    "ranked; check the sources' files"
+                )
+            yield variance
 
     ends, last_indexes = ends_of_largest(variances, counts)
     energies = torch.zeros(len(counts) + 1, len(sources), dtype=torch.float64)

@@ -79,3 +79,16 @@ def test_a_tie_of_signs_is_plus_and_zeros_neither_vote_nor_count() -> None:
 def test_by_row_and_by_column_together_are_refused() -> None:
     with pytest.raises(CandidateError, match="expected one of them"):
         run("nuslerp", make((4, 4), 2), by_row=True, by_column=True)
+
+
+@ALL
+def test_a_source_of_nan_is_never_hidden(method: Method) -> None:
+    base, *sources = make((40, 30), count(method))
+    sources[0][3] = float("nan")
+    try:
+        merged = run(method.name, [base, *sources])
+    except CandidateError as error:
+        message = str(error)
+    else:
+        message = "" if merged.isfinite().all() else "NaN"
+    assert "NaN" in message
