@@ -88,7 +88,8 @@ class CompiledPass:
         whole = out.numel() // WIDTH * WIDTH if in_rows else len(out)
         shape = (-1, WIDTH) if in_rows else out.shape
         target, cut = _part(out, operands, slice(whole))
-        target, cut = target.view(shape), _each(cut, lambda tensor: tensor.view(shape))
+        # A view's base is guarded, too: `data` has none, so that no other base means compiling again.
+        target, cut = target.view(shape).data, _each(cut, lambda tensor: tensor.view(shape).data)
         plain, steps = split_steps(scalars)
         tables = self._tables(steps) if in_rows else None
         try:
