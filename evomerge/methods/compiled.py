@@ -88,7 +88,7 @@ class CompiledPass:
         whole = out.numel() // WIDTH * WIDTH if in_rows else len(out)
         shape = (-1, WIDTH) if in_rows else out.shape
         target, cut = _part(out, operands, slice(whole))
-        # A view's base is guarded, too: `data` has none, so that no other base means compiling again.
+        # A view's base is guarded, too; `data` has none, so that another base compiles nothing.
         target, cut = target.view(shape).data, _each(cut, lambda tensor: tensor.view(shape).data)
         plain, steps = split_steps(scalars)
         tables = self._tables(steps) if in_rows else None
