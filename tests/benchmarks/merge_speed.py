@@ -226,7 +226,7 @@ def streaming(family: Family, run: Pass, repeats: int) -> list[str]:
 
 def scaling(run: Pass, device: str, out: Path, largest: int) -> list[str]:
     """Seconds per candidate against parameters and against sources, as tables and a figure."""
-    lines = ["", "Growth, each point the median of 5 candidates:", ""]
+    lines = ["", f"Growth, each point the median of {REPEATS} candidates:", ""]
     lines += ["| method | of | points | slope | fixed, ms | R² |", "|---|---|---|---|---|---|"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     sizes = [(m, SOURCES) for m in (10, 30, 100, 300, 1000) if m <= largest]
@@ -277,7 +277,7 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 def _spent(family: Family, name: str, run: Pass) -> float:
     method = METHODS[name]
     family.candidate(method, run)
-    times = [seconds(lambda: family.candidate(method, run), family.device) for _ in range(5)]
+    times = [seconds(lambda: family.candidate(method, run), family.device) for _ in range(REPEATS)]
     return statistics.median(times)
 
 
