@@ -19,7 +19,7 @@ from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.config import LoadedConfig, TaskConfig
 from evomerge.errors import CandidateError, UserError
-from evomerge.merging.calibration import calibrate, calibrated_sources, check_text, text_hash
+from evomerge.merging.calibration import calibrate, calibrated_sources, check_text
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes, spread_memory
@@ -263,8 +263,7 @@ def _calibration(loaded: LoadedConfig) -> Calibration | None:
     file = loaded.folder / Path(calibration.file).expanduser()
     path = str(file.resolve()) if file.is_file() else calibration.file
     located = dataclasses.replace(calibration, file=path)
-    check_text(located)
-    return dataclasses.replace(located, sha256=text_hash(located))
+    return dataclasses.replace(located, sha256=check_text(located))
 
 
 def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:

@@ -24,9 +24,8 @@ def space_of(loaded: LoadedConfig, template: Recipe, models: Models) -> Space:
     config = loaded.config.space
     if config.stack is not None:
         return _stack_space(loaded, config.stack, template, models)
-    places = [place(name) for name in models.layout.slots]
-    layers = 1 + max((p.layer for p in places if p.layer is not None), default=-1)
-    groups = make_groups(*config.cut(), layers, {p.part for p in places})
+    parts: set[str] = {place(name).part for name in models.layout.slots}
+    groups = make_groups(*config.cut(), models.stacks.depth, parts)
     for number, override in enumerate(config.overrides):
         cells = [cell for group in groups for cell, _ in group.cells]
         if not any(_within(cell, override) for cell in cells):

@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.architectures import place
-from evomerge.merging.models import Models, open_models
+from evomerge.merging.models import open_models
 from evomerge.merging.placement import choose_device, free_bytes
 from evomerge.recipe import BASE, Model, Recipe
 
@@ -58,7 +57,7 @@ def starter_config(base: str, sources: Sequence[str]) -> str:
         rules=(),
     )
     models = open_models(recipe)
-    layers = _layers(models)
+    layers = models.stacks.depth
     size = models.bytes() / 2**30
     free = free_bytes(choose_device("auto")) / 2**30
     return _TEMPLATE.format(
@@ -95,8 +94,3 @@ def _written(text: str) -> str:
     """Local paths absolute, so that the file works wherever it is put."""
     folder = Path(text).expanduser()
     return str(folder.resolve()) if folder.exists() else text
-
-
-def _layers(models: Models) -> int:
-    found = (place(name).layer for name in models.layout.slots)
-    return 1 + max((layer for layer in found if layer is not None), default=-1)

@@ -12,7 +12,7 @@ import yaml
 
 from evomerge.errors import UserError
 from evomerge.exporting import merge
-from evomerge.mergekit.reading import from_mergekit, is_mergekit
+from evomerge.mergekit.reading import from_mergekit, is_mergekit, read_documents
 from evomerge.starter import source_names
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,7 @@ Document = Mapping[str, Any]
 
 def is_chain(path: Path) -> bool:
     """Whether the file holds several merges of mergekit; false for files that cannot be read."""
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
+    documents = read_documents(path)
     return len(documents) > 1 and all(map(is_mergekit, documents))
 
 
@@ -48,7 +45,7 @@ def merge_chain(
     mergekit.yml, of which the same command makes it again. UserError for names that are missing,
     doubled or refer to each other in a circle, and for what `merge` refuses.
     """
-    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    documents = read_documents(path)
     try:
         ordered = in_order(documents)
     except UserError as error:

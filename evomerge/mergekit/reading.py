@@ -33,20 +33,24 @@ def is_mergekit(content: Any) -> bool:
     return isinstance(content, dict) and "merge_method" in content
 
 
-def is_mergekit_file(path: Path) -> bool:
-    """Whether the file is one; false for files that cannot be read."""
+def read_documents(path: Path) -> list[Any]:
+    """The YAML documents of a file; none of one that cannot be read."""
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    return bool(documents) and is_mergekit(documents[0])
+        return []
+
+
+def is_mergekit_file(path: Path) -> bool:
+    """Whether the file's first document is one; false for files that cannot be read."""
+    return any(map(is_mergekit, read_documents(path)[:1]))
 
 
 def read_recipe(path: Path) -> Recipe:
     """A recipe.yaml, or a mergekit YAML as a recipe; UserError where it cannot be one."""
-    if not is_mergekit_file(path):
+    documents = read_documents(path)
+    if not documents or not is_mergekit(documents[0]):
         return Recipe.read(path)
-    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     if len(documents) > 1:
         raise UserError(
             f"{path}: holds {len(documents)} merges, each of the results of those before, which no "

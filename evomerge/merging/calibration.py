@@ -109,14 +109,15 @@ def calibrated_sources(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(source for rule in rules for source in rule.sources))
 
 
-def check_text(calibration: Calibration) -> None:
-    """UserError where the text cannot be read, or is not the one that was meant."""
+def check_text(calibration: Calibration) -> str:
+    """The text's hash; UserError where it cannot be read, or is not the one that was meant."""
     found = text_hash(calibration)
     if calibration.sha256 not in (None, found):
         raise UserError(
             f"calibration: {calibration.file}: the text has changed: sha256 is {found}, the recipe "
             f"says {calibration.sha256}; give the text that the recipe was made with"
         )
+    return found
 
 
 def text_hash(calibration: Calibration) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
+from evomerge.merging.modules import read_config, without_weights
 from evomerge.merging.offloaded import home
 
 
@@ -198,12 +199,9 @@ def _load_skeleton(
         name: torch.empty(info.shape, dtype=info.torch_dtype or torch.int64, device="meta")
         for name, info in Checkpoint(folder).tensors.items()
     }
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
-        with torch.device("meta"):
-            automatic: Any = AutoModelForCausalLM
-            family = type(automatic.from_config(config, **options))
+        config = read_config(folder, trust_remote_code=trust_remote_code)
+        family: Any = type(without_weights(config, trust_remote_code=trust_remote_code))
         model, info = family.from_pretrained(
             None,
             config=config,

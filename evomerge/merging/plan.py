@@ -50,7 +50,7 @@ def _plan_rules(recipe: Recipe, models: Models) -> dict[str, Job]:
             raise UserError(f"rules.{number} ({rule.label()}): {error}") from None
     used: set[int] = set()
     jobs = {}
-    last = max((place(name).layer or 0 for name in models.layout.slots), default=0)
+    last = models.stacks.depth - 1
     for slot in models.layout.slots.values():
         where = place(slot.name)
         covering = [

@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.architectures import at_layer, layers_module, place
 from evomerge.errors import UserError
 from evomerge.merging.layout import Layout, Slot
+from evomerge.merging.modules import read_config, without_weights
 
 Stack = tuple[int, ...]
 
@@ -72,7 +72,9 @@ class Stacks:
         lists = _lists(self._config.get_text_config(), stack)
         key = f"{len(stack)} {lists}"  # all that the config says of a stack
         if key not in self._skeletons:
-            self._skeletons[key] = self._from_config(_restacked(self._config, stack))
+            self._skeletons[key] = without_weights(
+                _restacked(self._config, stack), trust_remote_code=self._trust
+            )
         return self._skeletons[key]
 
     def changes(self, stack: Stack, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,27 +123,19 @@ class Stacks:
 
     @cached_property
     def _config(self) -> PretrainedConfig:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            self._folder, local_files_only=True, trust_remote_code=self._trust
-        )
-        return config
-
-    def _from_config(self, config: PretrainedConfig) -> PreTrainedModel:
-        automatic: Any = AutoModelForCausalLM
-        with torch.device("meta"):
-            model: PreTrainedModel = automatic.from_config(config, trust_remote_code=self._trust)
-        return model
+        return read_config(self._folder, trust_remote_code=self._trust)
 
     @cached_property
     def _facts(self) -> list[Facts]:
         """Of each of the base's layers."""
-        return [_facts_of(layer) for layer in self._layers_of(self._plain)]
+        return [_facts_of(layer) for layer in self.layers_of(self._plain)]
 
     @property
     def _plain(self) -> PreTrainedModel:
         return self.skeleton(tuple(range(self.depth)))
 
-    def _layers_of(self, model: nn.Module) -> nn.ModuleList:
+    def layers_of(self, model: nn.Module) -> nn.ModuleList:
+        """The layers of a model of this architecture, live or without weights."""
         layers = model.get_submodule(self.container)
         assert isinstance(layers, nn.ModuleList)
         return layers
@@ -178,7 +172,7 @@ class Stacks:
                 "with weights of their own"
             )
         model = self.skeleton(stack)
-        for position, layer in enumerate(self._layers_of(model)):
+        for position, layer in enumerate(self.layers_of(model)):
             ours, theirs = map(self._unnumbered, (self._facts[stack[position]], _facts_of(layer)))
             if ours != theirs:
                 changed = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
@@ -218,11 +212,9 @@ class LayerPool:
         self._model = model
         self._stacks = stacks
         self._kinds = stacks.kinds()
-        container = model.get_submodule(stacks.container)
-        assert isinstance(container, nn.ModuleList)
-        self._container = container
+        self._container = stacks.layers_of(model)
         self._waiting: dict[int, list[nn.Module]] = defaultdict(list)
-        for kind, layer in zip(self._kinds, container, strict=True):
+        for kind, layer in zip(self._kinds, self._container, strict=True):
             self._waiting[kind].append(layer)
 
     def arrange(self, stack: Stack) -> list[int]:

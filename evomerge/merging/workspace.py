@@ -1,6 +1,7 @@
 """The live model: loaded once, then overwritten in place by one candidate after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -79,7 +80,7 @@ class Workspace:
             return
         jobs = plan_merge(recipe, self._models)
         self.holds = None
-        self._arrange(recipe)
+        self._arrange(recipe, jobs)
         changed = [job for job in jobs if self._written.get(job.slot.name) != job]
         finite = {}
         for job, operands in feed(changed, self._models, self.devices):
@@ -100,7 +101,7 @@ class Workspace:
             raise
         self.holds = fingerprint
 
-    def _arrange(self, recipe: Recipe) -> None:
+    def _arrange(self, recipe: Recipe, jobs: Sequence[Job]) -> None:
         """Gives the live model the layers of the recipe's stack, if it has not got them."""
         stack = recipe.layers_of_stack()
         if stack == self._stack:
@@ -116,7 +117,7 @@ class Workspace:
             self._pool = LayerPool(self.model, stacks)
         moved = self._pool.arrange(whole if stack is None else stack)
         self._stack = stack
-        layout = self._models.layout if stack is None else stacks.layout(stack)[0]
+        layout = replace(self._models.layout, slots={job.slot.name: job.slot for job in jobs})
         kept = {n: job for n, job in self._written.items() if place(n).layer not in moved}
         self._written = {name: job for name, job in kept.items() if name in layout.slots}
         self._look(layout)

@@ -149,6 +149,12 @@ class StackSpace:
         steps = _steps(recipe.stack or self._plain(chosen))
         if not self.depth[0] <= len(steps) <= self.depth[1]:
             raise NotInSpace(f"a depth of {len(steps)} is outside the space")
+        low, high = self.scale if isinstance(self.scale, tuple) else (self.scale, self.scale)
+        for source, scale, layer in steps:
+            if source not in self.sources:
+                raise NotInSpace(f"layer {layer}: source = {source} is outside the space")
+            if not low <= scale <= high:
+                raise NotInSpace(f"layer {layer}: scale = {scale:g} is outside the space")
         encoded: Parameters = {_RULES: chosen}
         rest = iter(steps)
         step = next(rest, None)
@@ -161,15 +167,7 @@ class StackSpace:
             step = next(rest, None) if used else step
         if step is not None:
             raise NotInSpace(f"layer {step[2]} has no place left")
-        distributions = self.distributions()
-        for name, value in encoded.items():
-            low_high = self.scale if isinstance(self.scale, tuple) else (self.scale, self.scale)
-            outside = name.endswith("/source") and value not in self.sources
-            if name.endswith("/scale") and not low_high[0] <= value <= low_high[1]:
-                outside = True
-            if outside:
-                raise NotInSpace(f"{name} = {value} is outside the space")
-        return {name: encoded[name] for name in distributions}
+        return {name: encoded[name] for name in self.distributions()}
 
     def _plain(self, rules: str) -> tuple[Piece, ...]:
         """The base's own order: of `merged`, or of the model that the rules pass through."""
