@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,13 @@ from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
+from evomerge.scoring.scorer import Documents, Scorer, score_blocks
 from evomerge.scoring.tasks import TaskRequest
 from evomerge.searching.objective import Objective, Target
 from evomerge.searching.run_folder import Side
 from evomerge.searching.space import Space
 from evomerge.searching.stacks import StackSpace
 from evomerge.spaces import space_of
-
-Documents = Mapping[str, Sequence[int]]
-"""Task -> numbers of its documents."""
 
 Evaluate = Callable[[Recipe, Documents | Side], tuple[Scorecard, Mapping[str, float]]]
 
@@ -55,7 +53,7 @@ class Bench:
     template: Recipe
     """Models, seed and dtype of every recipe; no rules."""
     models: Models
-    harness: Harness
+    scorer: Scorer
     splits: Mapping[str, Split]
     objective: Objective
     space: Space
@@ -108,7 +106,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         loaded=loaded,
         template=template,
         models=models,
-        harness=harness,
+        scorer=harness,
         splits=splits,
         objective=Objective(targets=targets),
         space=space,
@@ -132,7 +130,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
 
     statistics: the folder that keeps what is computed of tensors once per run. The function takes
     a recipe, and a side of the split or the documents to score; it returns the scores and the
-    seconds by phase (merge, score).
+    seconds by phase (merge, model, metric).
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
@@ -180,8 +178,8 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
         wait_for(bench.device)
         merged = time.perf_counter()
         which = bench.documents(documents) if isinstance(documents, str) else documents
-        scorecard = bench.harness.score(workspace.model, which)
-        return scorecard, {"merge": merged - start, "score": time.perf_counter() - merged}
+        scorecard = score_blocks(bench.scorer, workspace.model, [which])
+        return scorecard, {"merge": merged - start, **scorecard.seconds}
 
     return evaluate
 
@@ -191,8 +189,8 @@ def identity(bench: Bench) -> dict[str, Any]:
     config = bench.loaded.config
     documents = {
         task: {
-            "count": len(bench.harness.documents(task)),
-            "sha256": hashlib.sha256("\n".join(bench.harness.documents(task)).encode()).hexdigest()[
+            "count": len(bench.scorer.documents(task)),
+            "sha256": hashlib.sha256("\n".join(bench.scorer.documents(task)).encode()).hexdigest()[
                 :16
             ],
         }

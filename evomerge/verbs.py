@@ -331,7 +331,7 @@ def _probe(bench: Bench) -> tuple[float, float]:
     evaluate(first, few)
     _, seconds = evaluate(second, few)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
-    return seconds["merge"], seconds["score"] / share
+    return seconds["merge"], (seconds["model"] + seconds["metric"]) / share
 
 
 def _free_name(path: Path) -> Path:

@@ -5,6 +5,7 @@ that depends on the weights is kept from one call to the next.
 """
 
 import logging
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,18 @@ class LanguageModel:
         self._windows: dict[str, list[Pair]] = {}
         self._prompts: dict[tuple[str, int], list[int]] = {}
         self._told = False
+        self.seconds = 0.0
+        """Spent in forward passes and decoding since the weights changed."""
+
+    def weights_changed(self) -> None:
+        """Forgets what depends on the weights, and begins to count seconds anew."""
+        self.seconds = 0.0
+
+    def count_tokens(self, *request: str) -> int:
+        """Number of tokens of a (context, continuation)'s continuation, or of a text alone."""
+        if len(request) == 1:
+            return sum(len(continuation) for _, continuation in self._encode_windows(request[0]))
+        return len(self._encode_pair(*request)[1])
 
     @torch.no_grad()
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -167,6 +180,8 @@ class LanguageModel:
 
     def _token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        if not pairs:
+            return results
         passes = plan_passes(
             pairs,
             max_length=self._max_length,
@@ -174,7 +189,7 @@ class LanguageModel:
             share=keeps_keys_and_values(self.model),
         )
         for batch in passes:
-            with self._memory():
+            with self._at_work():
                 scores = run_pass(self.model, batch, pairs)
             for number, score in zip(batch.numbers, scores, strict=True):
                 results[number] = score
@@ -199,7 +214,7 @@ class LanguageModel:
         answers = [""] * len(texts)
         for start in range(0, len(order), self._batch_size):
             places = order[start : start + self._batch_size]
-            with self._memory():
+            with self._at_work():
                 found = decode(
                     self.model,
                     [prompts[place] for place in places],
@@ -249,15 +264,18 @@ class LanguageModel:
         ]
         device = input_device(self.model)
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._memory():
+        with torch.random.fork_rng(devices=devices), self._at_work():
             torch.manual_seed(_SAMPLING_SEED)
             answers: list[str] = self._stock.generate_until(requests, disable_tqdm=True)
         return answers
 
     @contextmanager
-    def _memory(self) -> Iterator[None]:
+    def _at_work(self) -> Iterator[None]:
+        """Counts the seconds, and turns a lack of memory into the candidate's failure."""
+        start = time.perf_counter()
         try:
             yield
+            self.seconds += time.perf_counter() - start
         except torch.OutOfMemoryError as error:
             raise CandidateError(
                 f"out of memory with batch_size {self._batch_size} on {input_device(self.model)}; "

@@ -38,7 +38,7 @@ class Evaluate(Protocol):
     """Makes a recipe's weights and scores them on one side of the split."""
 
     def __call__(self, recipe: Recipe, documents: Side, /) -> tuple[Scorecard, Mapping[str, float]]:
-        """The scores, and the seconds spent by phase (merge, score)."""
+        """The scores, and the seconds spent by phase (merge, model, metric)."""
         ...
 
 
