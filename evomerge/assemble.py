@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,18 @@ from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
 from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
-from evomerge.scoring.documents import Split, split_documents
+from evomerge.scoring.documents import Split, split_documents, stratified_blocks
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
-from evomerge.scoring.scorer import Documents, Scorer, score_blocks
+from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind, Scorer, score_blocks
 from evomerge.scoring.tasks import TaskRequest
-from evomerge.searching.objective import Objective, Target
+from evomerge.searching.loop import Evaluate
+from evomerge.searching.objective import Goal, Objective, Target, choose_goal
+from evomerge.searching.racing import EarlyStopping, Racing
 from evomerge.searching.run_folder import Side
 from evomerge.searching.space import Space
 from evomerge.searching.stacks import StackSpace
 from evomerge.spaces import space_of
-
-Evaluate = Callable[[Recipe, Documents | Side], tuple[Scorecard, Mapping[str, float]]]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class Bench:
     models: Models
     scorer: Scorer
     splits: Mapping[str, Split]
-    objective: Objective
+    goal: Goal
+    early_stopping: EarlyStopping | None
+    """None: every trial is scored in full."""
     space: Space
     memory: MemoryPlan
     device: torch.device
@@ -67,6 +70,29 @@ class Bench:
     def documents(self, side: Side) -> dict[str, tuple[int, ...]]:
         """Task -> numbers of the documents on one side of the split."""
         return {task: getattr(split, side) for task, split in self.splits.items()}
+
+    def blocks(self, side: Side) -> tuple[Documents, ...]:
+        """The documents of a side in the parts in which every candidate is scored on them: with
+        early stopping, those of the search in several."""
+        documents = self.documents(side)
+        if side == "holdout" or self.early_stopping is None:
+            return (documents,)
+        count = self.early_stopping.count(sum(map(len, documents.values())))
+        return stratified_blocks(documents, count)
+
+    def racing(self) -> Racing | None:
+        """What all races of a run share; None where every trial is scored in full."""
+        blocks = self.blocks("search")
+        if self.early_stopping is None or len(blocks) == 1:
+            return None
+        return Racing(self.early_stopping, self.goal.climbed, blocks)
+
+    def stopping(self) -> str:
+        """Whether and when trials are given up, in words."""
+        if self.early_stopping is None:
+            return "off, as configured"
+        documents = sum(map(len, self.documents("search").values()))
+        return self.early_stopping.sentence(documents)
 
 
 def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
@@ -108,7 +134,12 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         models=models,
         scorer=harness,
         splits=splits,
-        objective=Objective(targets=targets),
+        goal=choose_goal(
+            config.objective, Objective(targets=targets), harness.smooth, config.finalists
+        ),
+        early_stopping=None
+        if config.early_stopping is None
+        else EarlyStopping(**dataclasses.asdict(config.early_stopping)),
         space=space,
         memory=MemoryPlan(
             model_bytes=sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in slots),
@@ -129,8 +160,8 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     """Loads the live model and returns the function that makes and scores candidates in it.
 
     statistics: the folder that keeps what is computed of tensors once per run. The function takes
-    a recipe, and a side of the split or the documents to score; it returns the scores and the
-    seconds by phase (merge, model, metric).
+    a recipe, a side of the split or the documents to score, what is scored, and what is asked
+    after each block of them; it returns the scores and the seconds by phase (merge, model, metric).
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
@@ -167,7 +198,12 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     bench.models.hold(bench.memory.placement, workspace.devices)
 
     def evaluate(
-        recipe: Recipe, documents: Documents | Side
+        recipe: Recipe,
+        documents: Documents | Side,
+        /,
+        *,
+        kinds: AbstractSet[Kind] = KINDS,
+        go_on: GoOn = lambda scores: True,
     ) -> tuple[Scorecard, Mapping[str, float]]:
         start = time.perf_counter()
         try:
@@ -177,8 +213,8 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
             raise CandidateError(f"out of memory while merging: {error}") from error
         wait_for(bench.device)
         merged = time.perf_counter()
-        which = bench.documents(documents) if isinstance(documents, str) else documents
-        scorecard = score_blocks(bench.scorer, workspace.model, [which])
+        blocks = bench.blocks(documents) if isinstance(documents, str) else (documents,)
+        scorecard = score_blocks(bench.scorer, workspace.model, blocks, kinds=kinds, go_on=go_on)
         return scorecard, {"merge": merged - start, **scorecard.seconds}
 
     return evaluate
@@ -211,6 +247,9 @@ def identity(bench: Bench) -> dict[str, Any]:
         "seed": config.seed,
         "dtype": bench.template.dtype,
         "batch_size": config.batch_size,
+        "objective": bench.goal.kind,
+        # Batches are filled within a block, and the last digits depend on them.
+        "blocks": len(bench.blocks("search")),
     }
     if bench.models.digest is not None:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"

@@ -23,6 +23,7 @@ from evomerge.config_values import (
     read_range,
     read_ranges,
     read_span,
+    read_switch,
 )
 from evomerge.errors import UserError, did_you_mean
 from evomerge.merging.placement import Placement
@@ -30,6 +31,8 @@ from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
 from evomerge.searching.groups import Depth, Ends
+from evomerge.searching.objective import GoalKind
+from evomerge.searching.racing import EarlyStopping
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.stacks import Order
 from evomerge.typed_yaml import read_yaml, validate
@@ -146,6 +149,18 @@ class DocumentsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStoppingConfig:
+    """When a trial is given up."""
+
+    __pydantic_config__ = _STRICT
+
+    level: Annotated[float, Field(gt=0, lt=0.5)] = EarlyStopping().level
+    halving: Literal[False] | Annotated[int, Field(ge=2)] = EarlyStopping().halving
+    minimum: Count = EarlyStopping().minimum
+    blocks: Annotated[int, Field(ge=2)] = EarlyStopping().blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
     """One search; the types of the file's keys."""
 
@@ -158,6 +173,10 @@ class SearchConfig:
     space: SpaceConfig = field(default_factory=SpaceConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+    objective: GoalKind | None = None
+    early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
+        default_factory=EarlyStoppingConfig
+    )
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
     finalists: Count = 3
     seed: int = 0

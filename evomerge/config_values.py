@@ -122,3 +122,10 @@ def range_of(ranges: dict[str, Any], name: str) -> Range | None:
     """A range as the space wants it; None where the file says nothing."""
     span = ranges.get(name)
     return (float(span[0]), float(span[1])) if isinstance(span, list) else span
+
+
+def read_switch(value: Any) -> Any:
+    """true: a mapping of defaults; false: none."""
+    if value is True:
+        return {}
+    return None if value is False else value

@@ -28,12 +28,14 @@ def describe_check(found: "Check") -> str:
     ]
     lines += _vocabulary(bench.models)
     for task, split in bench.splits.items():
-        target = bench.objective.targets[task]
+        target = bench.goal.points.targets[task]
         lines.append(
             f"task     {task}: {target.metric}, weight {target.weight:g}, "
             f"{len(split.search)} search and {len(split.holdout)} holdout documents"
         )
     lines += [
+        f"climbs   {bench.goal.kind}: {bench.goal.reason}",
+        f"stopping {bench.stopping()}",
         f"space    {found.parameters} parameters; {bench.space.describe()}",
         f"sampler  {found.sampler[0]}: {found.sampler[1]}",
         f"memory   {bench.memory.sentence()}",
@@ -95,12 +97,14 @@ def describe_run(run: Path, storage: str | None = None) -> str:
         f"{report.folder}: {report.state()}, "
         + ", ".join(f"{count} {state}" for state, count in counts.items())
     ]
+    lines += _economy(report)
     if report.holdout:
         lines += ["", "holdout documents, in points (percent):", "", _table(report)]
     elif report.ranked:
-        lines += ["", "search documents, in points (percent):", ""]
+        lines += ["", "search documents:", ""]
         lines += [
-            f"  {record.name:24} {100 * (record.value or 0):6.2f}" for record in report.ranked[:10]
+            f"  {r.name:24} {report.goal.text(r.value or 0.0, r.metrics, digits=2)}"
+            for r in report.ranked[:10]
         ]
     if seconds := report.median_seconds():
         lines += ["", "median seconds per trial: "]
@@ -115,10 +119,27 @@ def describe_run(run: Path, storage: str | None = None) -> str:
         lines += [
             "",
             sentence,
-            f"Optimism: its score on the search documents is {100 * report.verdict.optimism:+.1f} "
-            "points from that on the holdout.",
+            f"Optimism: its score on the search documents is {report.verdict.optimism_text()} "
+            "from that on the holdout.",
         ]
     return "\n".join(lines)
+
+
+def _economy(report: RunReport) -> list[str]:
+    """What early stopping did, and how many documents were scored."""
+    lines = []
+    if pruned := report.pruned():
+        reasons = ", ".join(f"{count} by {reason}" for reason, count in sorted(pruned.items()))
+        share = report.share()
+        scored = "" if share is None else f", {100 * share:.0f} % of documents scored per trial"
+        lines.append(f"early stopping: {sum(pruned.values())} pruned ({reasons}){scored}")
+    counts = [
+        f"{count} {side} {kind}"
+        for side, kinds in report.documents().items()
+        for kind, count in kinds.items()
+        if count
+    ]
+    return [*lines, f"documents scored: {', '.join(counts)}"] if counts else lines
 
 
 def describe_lm_eval(run: Path, trial: int) -> str:
@@ -146,20 +167,24 @@ def describe_scores(scorecard: Scorecard) -> str:
 
 def _table(report: RunReport) -> str:
     """Candidates by holdout score; the winner is starred."""
-    tasks = list(report.objective.targets)
-    rows = [["", "candidate", "mean", *tasks, "search mean"]]
+    objective = report.goal.points
+    tasks = list(objective.targets)
+    smooth = report.goal.kind != "metric"
+    rows = [["", "candidate", "mean", *tasks, "search mean", *(["search nats"] * smooth)]]
     for number, scored in sorted(
-        report.holdout.items(), key=lambda item: -report.objective.value(item[1])
+        report.holdout.items(), key=lambda item: -objective.value(item[1])
     ):
         record = report.by_number[number]
+        points = report.points(record)
         star = "*" if report.verdict is not None and number == report.verdict.winner else ""
         rows.append(
             [
                 star,
                 record.name,
-                f"{100 * report.objective.value(scored):.1f}",
+                f"{100 * objective.value(scored):.1f}",
                 *(f"{100 * scored[task].value:.1f}" for task in tasks),
-                f"{100 * (record.value or 0.0):.1f}",
+                "" if points is None else f"{100 * points:.1f}",
+                *([f"{record.value or 0.0:.3f}"] * smooth),
             ]
         )
     return align(rows)

@@ -24,7 +24,7 @@ from evomerge.scoring.scorecard import read_documents
 from evomerge.searching.finalists import rank
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.study import find_study
+from evomerge.searching.study import find_study, read_goal
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def export(
     if study is None:
         raise UserError(f"{run}: holds no study; expected the output folder of a search")
     records = read_trials(study)
-    record = _winner(records) if trial is None else _trial(records, trial)
+    record = _winner(records, study.user_attrs) if trial is None else _trial(records, trial)
     card = model_card(
         record.recipe,
         Path(out).name,
@@ -122,11 +122,11 @@ def recipe_of_run(run: Path | str, trial: int | None = None, storage: str | None
     if study is None:
         raise UserError(f"{run}: holds no study; expected the output folder of a search")
     records = read_trials(study)
-    return (_winner(records) if trial is None else _trial(records, trial)).recipe
+    return (_winner(records, study.user_attrs) if trial is None else _trial(records, trial)).recipe
 
 
-def _winner(records: Sequence[TrialRecord]) -> TrialRecord:
-    ranked = rank(list(records))
+def _winner(records: Sequence[TrialRecord], attributes: Mapping[str, Any]) -> TrialRecord:
+    ranked = rank(records, read_goal(attributes))
     if not ranked:
         raise UserError("the run has no scored trial yet; let it finish one")
     return ranked[0]

@@ -93,8 +93,8 @@ def _scores(
         names = (by_number[n].name for n in (verdict.winner, verdict.opponent))
         lines += [
             verdict.sentence(*names) + " Measured on holdout documents, which the search never "
-            f"saw; its score on the search documents was {100 * verdict.optimism:.1f} points "
-            "higher than there.",
+            f"saw; its score on the search documents was {verdict.optimism_text()} from that "
+            "there.",
             "",
         ]
     for title, rows in (
@@ -119,14 +119,17 @@ def _table(
     ]
     for number, metrics in rows.items():
         values = {(m.task, m.name): m for m in metrics}
-        cells = (
-            f"{values[key].value:.4f}"
-            + ("" if values[key].standard_error is None else f" ± {values[key].standard_error:.4f}")
-            for key in keys
-        )
+        cells = (_cell(values.get(key)) for key in keys)
         name = f"**{records[number].name}**" if number == chosen else records[number].name
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
+        return ""
+    error = "" if metric.standard_error is None else f" ± {metric.standard_error:.4f}"
+    return f"{metric.value:.4f}{error}"
 
 
 def lm_eval_commands(folder: str, tasks: Mapping[str, Any], samples: str) -> list[str]:

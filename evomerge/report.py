@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import pandas as pd
@@ -15,10 +15,10 @@ from evomerge.errors import UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import holdout_metrics, rank, read_verdict
-from evomerge.searching.objective import Objective, Target
+from evomerge.searching.objective import Goal
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.study import OBJECTIVE, TASKS, find_study
+from evomerge.searching.study import OBJECTIVE, TASKS, find_study, read_goal
 from evomerge.searching.verdict import Verdict
 
 
@@ -28,7 +28,7 @@ class RunReport:
 
     folder: Path
     records: tuple[TrialRecord, ...]
-    objective: Objective
+    goal: Goal
     holdout: Mapping[int, Mapping[str, Metric]]
     """Trial number -> task -> its metric on the holdout documents."""
     verdict: Verdict | None
@@ -43,12 +43,35 @@ class RunReport:
 
     @property
     def ranked(self) -> list[TrialRecord]:
-        """Scored trials of distinct weights, best on the search documents first."""
-        return rank(list(self.records))
+        """Trials of distinct weights scored in full, best on the search documents first."""
+        return rank(self.records, self.goal)
 
     def counts(self) -> dict[str, int]:
         """State -> number of trials."""
         return dict(Counter(record.state for record in self.records))
+
+    def pruned(self) -> dict[str, int]:
+        """Reason (race, halving) -> number of trials given up for it."""
+        return dict(Counter(record.pruned for record in self.records if record.pruned is not None))
+
+    def share(self) -> float | None:
+        """Mean share of the search documents that was scored per trial, baselines aside."""
+        own = [r.share for r in self.records if r.baseline is None and r.share is not None]
+        return mean(own) if own else None
+
+    def documents(self) -> dict[str, dict[str, int]]:
+        """Side of the split -> kind -> how many documents were scored, of all trials together.
+
+        Kinds: metric (answers generated where the task wants them), smooth (references read).
+        """
+        search: Counter[str] = Counter()
+        for record in self.records:
+            search.update(record.documents)
+        holdout = sum(m.documents for scored in self.holdout.values() for m in scored.values())
+        return {
+            "search": dict(search),
+            "holdout": dict.fromkeys(sorted(self.goal.holdout_kinds), holdout),
+        }
 
     def state(self) -> str:
         """running, finished, or stopped."""
@@ -65,8 +88,10 @@ class RunReport:
         return {phase: median(spent) for phase, spent in phases.items()}
 
     def trials(self) -> pd.DataFrame:
-        """One row per trial: number, name, baseline, state, value, task metrics on search and
-        holdout documents (`capital`, `capital holdout`), seconds by phase, failure.
+        """One row per trial: number, name, baseline, state, value (what is climbed), estimate and
+        why it was pruned, points, task metrics on search and holdout documents (`capital`,
+        `capital holdout`; of a pruned trial none), documents scored by kind, seconds by phase,
+        failure.
         """
         rows = []
         for record in self.records:
@@ -76,15 +101,24 @@ class RunReport:
                 "baseline": record.baseline,
                 "state": record.state,
                 "value": record.value,
+                "estimate": record.estimate,
+                "pruned": record.pruned,
+                "points": self.points(record),
             }
-            chosen = {(m.task, m.name): m.value for m in record.metrics}
-            for task, target in self.objective.targets.items():
+            full = () if record.value is None else record.metrics
+            chosen = {(m.task, m.name): m.value for m in full}
+            for task, target in self.goal.points.targets.items():
                 row[task] = chosen.get((task, target.metric))
                 held = self.holdout.get(record.number, {}).get(task)
                 row[f"{task} holdout"] = None if held is None else held.value
+            row |= {f"{kind} documents": count for kind, count in record.documents.items()}
             row |= {f"{phase} seconds": spent for phase, spent in record.seconds.items()}
             rows.append({**row, "failure": record.failure})
         return pd.DataFrame(rows).set_index("number")
+
+    def points(self, record: TrialRecord) -> float | None:
+        """The tasks' own metrics on all search documents; None where they were not scored."""
+        return None if record.value is None else self.goal.points.value_of(record.metrics)
 
     def coefficients(self, number: int) -> pd.DataFrame:
         """One row per rule and source of a trial's recipe: group, method, source, parameters."""
@@ -108,18 +142,15 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
     if study is None or OBJECTIVE not in study.user_attrs:
         raise UserError(f"{run}: holds no search that began")
     attributes = study.user_attrs
-    objective = Objective(
-        targets={task: Target(**row) for task, row in attributes[OBJECTIVE].items()}
-    )
+    goal = read_goal(attributes)
     holdout = {}
     for number, rows in holdout_metrics(study).items():
-        found = {(metric.task, metric.name): metric for metric in from_json(rows)}
-        if found:
-            holdout[number] = {t: found[t, x.metric] for t, x in objective.targets.items()}
+        if (metrics := goal.points.found(from_json(rows))) is not None:
+            holdout[number] = metrics
     return RunReport(
         folder=folder.path,
         records=tuple(read_trials(study)),
-        objective=objective,
+        goal=goal,
         holdout=holdout,
         verdict=read_verdict(attributes),
         tasks=attributes[TASKS],
@@ -144,27 +175,41 @@ def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> No
 
 
 def _draw_scores(axes: Any, report: RunReport) -> None:
+    unit = report.goal.climbed.unit
+    factor = 100 if unit == "points" else 1
     scored = [record for record in report.records if record.value is not None]
+    pruned = [record for record in report.records if record.estimate is not None]
     own = [record for record in scored if record.baseline is None]
     plain = [record for record in scored if record.baseline is not None]
     for records, colour, label in ((own, "tab:blue", "trial"), (plain, "tab:orange", "baseline")):
         axes.scatter(
             [record.number for record in records],
-            [100 * (record.value or 0.0) for record in records],
+            [factor * (record.value or 0.0) for record in records],
             s=14,
             color=colour,
             label=label,
         )
+    if pruned:
+        axes.scatter(
+            [record.number for record in pruned],
+            [factor * (record.estimate or 0.0) for record in pruned],
+            s=14,
+            marker="x",
+            linewidth=0.8,
+            color="tab:gray",
+            label="pruned, estimate",
+        )
     best, steps = float("-inf"), []
     for record in scored:
-        best = max(best, 100 * (record.value or 0.0))
+        best = max(best, factor * (record.value or 0.0))
         steps.append((record.number, best))
     axes.step(*zip(*steps, strict=True), where="post", color="tab:green", label="best so far")
     if plain:
         top = max(plain, key=lambda record: record.value or 0.0)
-        axes.axhline(100 * (top.value or 0.0), color="tab:orange", linestyle=":")
-        axes.annotate(f"best baseline: {top.name}", (scored[-1].number, 100 * (top.value or 0.0)))
-    axes.set(xlabel="trial", ylabel="points on the search documents", title="Scores over trials")
+        height = factor * (top.value or 0.0)
+        axes.axhline(height, color="tab:orange", linestyle=":")
+        axes.annotate(f"best baseline: {top.name}", (scored[-1].number, height))
+    axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
     axes.legend(loc="lower right")
 
 
@@ -205,9 +250,9 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
         axes.text(0.5, 0.5, "not scored yet", ha="center", va="center")
         axes.set_axis_off()
         return
-    ordered = sorted(report.holdout.items(), key=lambda item: report.objective.value(item[1]))
+    ordered = sorted(report.holdout.items(), key=lambda item: report.goal.points.value(item[1]))
     names = [report.by_number[number].name for number, _ in ordered]
-    values = [100 * report.objective.value(metrics) for _, metrics in ordered]
+    values = [100 * report.goal.points.value(metrics) for _, metrics in ordered]
     winner = None if report.verdict is None else report.verdict.winner
     colours = ["tab:green" if number == winner else "tab:gray" for number, _ in ordered]
     bars = axes.barh(names, values, color=colours)

@@ -16,7 +16,7 @@ from evomerge.searching.record import read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.space import Range, SearchSpace, Space
 from evomerge.searching.stacks import StackSpace
-from evomerge.searching.study import find_study
+from evomerge.searching.study import find_study, read_goal
 
 
 def space_of(loaded: LoadedConfig, template: Recipe, models: Models) -> Space:
@@ -85,7 +85,9 @@ def _winners(run: Path, count: int, template: Recipe) -> dict[str, tuple[Rule, .
     study = find_study(RunFolder(run).storage_of_run(None))
     if study is None:
         raise UserError(f"space.stack.after: {run} holds no study; expected the output of a search")
-    best = [r for r in rank(list(read_trials(study))) if r.recipe.stack is None][:count]
+    best = [
+        r for r in rank(read_trials(study), read_goal(study.user_attrs)) if r.recipe.stack is None
+    ][:count]
     if not best:
         raise UserError(f"space.stack.after: {run} has no scored trial yet; let it finish one")
     for name in (BASE, *template.sources):

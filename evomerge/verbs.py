@@ -23,9 +23,10 @@ from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
-from evomerge.searching.finalists import decide, score_holdout, to_score
+from evomerge.searching.finalists import decide, score_holdout, score_points, to_judge, to_score
 from evomerge.searching.interrupt import on_interrupt
-from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.loop import Budget, Evaluate, Loop
+from evomerge.searching.objective import Goal, amount
 from evomerge.searching.progress import Progress
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
@@ -33,15 +34,16 @@ from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, c
 from evomerge.searching.study import (
     HISTORY,
     IDENTITY,
-    OBJECTIVE,
     TASKS,
     carry_over,
     differences,
     enqueue_baselines,
     find_study,
     finished,
+    note,
     open_study,
     take_up_interrupted,
+    write_goal,
 )
 from evomerge.searching.verdict import Verdict
 from evomerge.seeding import sampler_seed
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 
 _PROBE_DOCUMENTS = 16  # per task: enough for a forecast, seconds even for large models
 OnProgress = Callable[[Progress, TrialRecord | None], None]
-_COMPARABLE = ("models", "vocabulary", "tasks", "documents", "dtype", "batch_size")
+_COMPARABLE = ("models", "vocabulary", "tasks", "documents", "dtype", "batch_size", "objective")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,8 +245,7 @@ def _run(
     inner = SAMPLERS[sampler](sampler_seed(config.seed, 0, len(study.get_trials(deepcopy=False))))
     study.sampler = SpaceSampler(inner, distributions)
     study.set_user_attr(TASKS, asked(bench))
-    targets = bench.objective.targets.items()
-    study.set_user_attr(OBJECTIVE, {task: dataclasses.asdict(target) for task, target in targets})
+    write_goal(study, bench.goal)
     start = {
         **environment(),
         "sampler": sampler,
@@ -252,27 +253,36 @@ def _run(
         "trials before": done,
         "memory": bench.memory.sentence(),
         "merging": bench.pass_reason,
+        "objective": f"{bench.goal.kind}: {bench.goal.reason}",
+        "early stopping": bench.stopping(),
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
+    log.info("objective %s: %s", bench.goal.kind, bench.goal.reason)
+    log.info("early stopping: %s", bench.stopping())
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
     evaluate = evaluator(bench, folder.statistics)
-    progress = Progress(budget=budget)
+    progress = Progress(budget=budget, goal=bench.goal)
     for record in read_trials(study):
         progress.add(record, earlier=True)
 
     def on_trial(record: TrialRecord) -> None:
         progress.add(record)
-        outcome = record.failure or f"{100 * (record.value or 0.0):.2f} points"
-        log.info("%s (number %d): %s", record.name, record.number, outcome)
+        log.info("%s (number %d): %s", record.name, record.number, _outcome(record, bench.goal))
         on_progress(progress, record)
+
+    def on_refusal(reason: str) -> None:
+        log.warning("early stopping is off: %s", reason)
+        note(study, "early stopping is off", reason)
 
     loop = Loop(
         study=study,
         space=bench.space,
-        objective=bench.objective,
+        goal=bench.goal,
+        racing=bench.racing(),
+        on_refusal=on_refusal,
         folder=folder,
         evaluate=evaluate,
         budget=budget,
@@ -281,16 +291,38 @@ def _run(
     on_progress(progress, None)
     with on_interrupt(loop.stop):
         loop.run()
-        for record in [] if loop.stop_asked else to_score(study, config.finalists):
-            log.info("holdout: %s", record.name)
-            score_holdout(study, folder, record, evaluate)
-            if loop.stop_asked:
-                break
+        _score_finalists(bench, study, folder, loop, evaluate)
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
-    verdict = decide(study, folder, bench.objective, config.seed)
+    verdict = decide(study, folder, bench.goal, config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
+
+
+def _score_finalists(
+    bench: Bench, study: optuna.Study, folder: RunFolder, loop: Loop, evaluate: Evaluate
+) -> None:
+    """The metrics of the leaders, where these are not known, then the holdout; until stopped."""
+    for record in to_judge(study, bench.goal):
+        if loop.stop_asked:
+            return
+        log.info("metrics of a leader: %s", record.name)
+        score_points(study, folder, record, evaluate)
+    for record in to_score(study, bench.loaded.config.finalists, bench.goal):
+        if loop.stop_asked:
+            return
+        log.info("holdout: %s", record.name)
+        score_holdout(study, folder, record, evaluate, bench.goal)
+
+
+def _outcome(record: TrialRecord, goal: Goal) -> str:
+    """For the log."""
+    if record.estimate is not None:
+        estimate = amount(record.estimate, goal.climbed.unit, digits=2)
+        return f"pruned {record.pruned_because}; estimate {estimate}"
+    if record.value is None:
+        return record.failure or record.state
+    return goal.text(record.value, record.metrics, digits=2)
 
 
 def _budget(config: BudgetConfig) -> Budget:
@@ -328,8 +360,8 @@ def _probe(bench: Bench) -> tuple[float, float]:
     plain = baselines(bench.template)
     first, second = (plain[f"task_arithmetic {scale:g}"] for scale in SCALES[:2])
     evaluate = evaluator(bench)
-    evaluate(first, few)
-    _, seconds = evaluate(second, few)
+    evaluate(first, few, kinds=bench.goal.trial_kinds)
+    _, seconds = evaluate(second, few, kinds=bench.goal.trial_kinds)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
     return seconds["merge"], (seconds["model"] + seconds["metric"]) / share
 

@@ -18,6 +18,7 @@ from evomerge.assemble import evaluator, prepare
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.merging.workspace import Workspace
 from evomerge.report import draw_run, read_run
+from evomerge.scoring.scorecard import SMOOTH
 from evomerge.searching.baselines import baselines
 from evomerge.searching.run_folder import RunFolder
 
@@ -58,7 +59,7 @@ def test_a_search_runs_to_a_verdict_and_its_export_reloads(small: Small, tmp_pat
     ):
         assert torch.equal(live, saved), name
     rescored = {(m.task, m.name): m.value for m in score(folder, loaded).metrics}
-    assert rescored == {(m.task, m.name): m.value for m in winner.metrics}
+    assert rescored.items() >= {(m.task, m.name): m.value for m in winner.metrics}.items()
     again = merge(folder / "recipe.yaml", tmp_path / "again")
     first, second = (path / "model.safetensors" for path in (folder, again))
     assert first.read_bytes() == second.read_bytes()
@@ -80,7 +81,9 @@ def test_a_search_runs_to_a_verdict_and_its_export_reloads(small: Small, tmp_pat
     assert answer.returncode == 0, answer.stderr[-2000:]
     (written,) = tmp_path.glob("stock*.json")
     stock = json.loads(written.read_text())["results"]
-    for metric in winner.metrics:
+    own = [metric for metric in winner.metrics if metric.name != SMOOTH]
+    assert len(own) >= 2
+    for metric in own:
         assert stock[metric.task][metric.name] == pytest.approx(metric.value, abs=1e-6)
 
 
@@ -96,7 +99,8 @@ def test_a_search_with_activations_exports_what_it_scored(small: Small, tmp_path
     first, second = (path / "model.safetensors" for path in (folder, again))
     assert first.read_bytes() == second.read_bytes()
     card = score(folder, config)
-    assert {m.value for m in card.metrics} == {m.value for m in ours[-1].metrics}
+    values = {(m.task, m.name): m.value for m in card.metrics}
+    assert values.items() >= {(m.task, m.name): m.value for m in ours[-1].metrics}.items()
     (tmp_path / "text.txt").write_text("another text")
     with pytest.raises(UserError, match=r"calibration.sha256: .* -> "):
         search(config)

@@ -37,7 +37,7 @@ def test_stacks_alone_and_after_a_search_of_parameters(small: Small, tmp_path: P
     fresh = AutoModelForCausalLM.from_pretrained(folder)
     assert len(fresh.model.layers) == len(chosen.recipe.layers_of_stack() or ())
     rescored = {(m.task, m.name): m.value for m in score(folder, config).metrics}
-    assert rescored == {(m.task, m.name): m.value for m in chosen.metrics}
+    assert rescored.items() >= {(m.task, m.name): m.value for m in chosen.metrics}.items()
 
     first = search(small(trials=14, name="first"))
     best = read_run(first.folder).ranked[0]

@@ -1,6 +1,6 @@
 """Which documents a search may look at, and which are held out for the verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.errors import UserError
@@ -47,3 +47,24 @@ def split_documents(
     aim = len(order) - round(holdout_share * len(order))
     cut = min(cuts, key=lambda place: (abs(place - aim), place))
     return Split(search=tuple(order[:cut]), holdout=tuple(order[cut:]))
+
+
+def stratified_blocks(
+    documents: Mapping[str, Sequence[int]], count: int
+) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """Cuts each task's documents, in their order, into `count` parts as equal as can be.
+
+    Block k holds the k-th part of every task, so that the first blocks together are a stratified
+    sample of all documents wherever their order is a random one, as that of a Split is. A task of
+    fewer documents than blocks is missing in some; a block without any document is left out.
+    """
+    blocks = []
+    for number in range(count):
+        parts = {
+            task: tuple(
+                numbers[len(numbers) * number // count : len(numbers) * (number + 1) // count]
+            )
+            for task, numbers in documents.items()
+        }
+        blocks.append({task: part for task, part in parts.items() if part})
+    return tuple(block for block in blocks if block)

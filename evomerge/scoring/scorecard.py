@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,44 @@ class Scorecard:
         raise KeyError(f"{task}: {name} is not among the scores ({scored})")
 
 
+def joined(first: Scorecard, second: Scorecard) -> Scorecard:
+    """Two kinds of scores of one candidate on the same documents; the first's where both have it.
+
+    Raises ValueError where the documents differ.
+    """
+    known = {(metric.task, metric.name) for metric in first.metrics}
+    further = [m for m in second.metrics if (m.task, m.name) not in known]
+    phases = dict.fromkeys((*first.seconds, *second.seconds))
+    return Scorecard(
+        metrics=(*first.metrics, *further),
+        per_document=joined_documents(first.per_document, second.per_document),
+        seconds={p: first.seconds.get(p, 0.0) + second.seconds.get(p, 0.0) for p in phases},
+    )
+
+
+def joined_documents(
+    first: Mapping[str, DocumentScores], second: Mapping[str, DocumentScores]
+) -> dict[str, DocumentScores]:
+    """As `joined`, of the scores per document."""
+    result = dict(first)
+    for task, scores in second.items():
+        known = first.get(task, DocumentScores(documents=scores.documents, values={}))
+        if known.documents != scores.documents:
+            raise ValueError(f"task {task!r}: scores of other documents cannot be joined")
+        values = {**scores.values, **known.values}
+        result[task] = DocumentScores(documents=scores.documents, values=values)
+    return result
+
+
+def count_documents(scores: Mapping[str, DocumentScores], kinds: Iterable[str]) -> dict[str, int]:
+    """Kind ("metric", "smooth") -> how many documents were scored so, of all tasks."""
+    counts = {}
+    for kind in sorted(kinds):
+        counted = (s for s in scores.values() if kind == "metric" or SMOOTH in s.values)
+        counts[kind] = sum(len(own.documents) for own in counted)
+    return counts
+
+
 def to_json(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     """Plain lists, dicts, strings and numbers, ready for json.dumps."""
     return [asdict(metric) for metric in metrics]
@@ -75,17 +113,17 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
     return tuple(Metric(**row) for row in rows)
 
 
-def write_documents(scorecard: Scorecard, path: Path) -> None:
-    """Writes the scores per document as a compressed .npz, beside and renamed.
+def write_documents(scores: Mapping[str, DocumentScores], path: Path) -> None:
+    """Writes scores per document (task -> its scores) as a compressed .npz, beside and renamed.
 
     Values are kept as float32, document numbers as int32. `read_documents` reads it back.
     """
     arrays: list[np.ndarray[Any, Any]] = []
     layout: dict[str, dict[str, int]] = {}
-    for task, scores in scorecard.per_document.items():
+    for task, own in scores.items():
         layout[task] = {"": len(arrays)}
-        arrays.append(np.array(scores.documents, dtype=np.int32))
-        for name, values in scores.values.items():
+        arrays.append(np.array(own.documents, dtype=np.int32))
+        for name, values in own.values.items():
             layout[task][name] = len(arrays)
             arrays.append(np.array(values, dtype=np.float32))
     # Task names may hold characters that entries of a zip file may not: entries are numbered.

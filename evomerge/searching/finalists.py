@@ -1,16 +1,24 @@
 """The end of a run: finalists and baselines on the holdout documents, and the verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import optuna
 
 from evomerge.errors import CandidateError
-from evomerge.scoring.scorecard import from_json, read_documents, to_json, write_documents
+from evomerge.scoring.scorecard import (
+    Metric,
+    count_documents,
+    from_json,
+    joined_documents,
+    read_documents,
+    to_json,
+    write_documents,
+)
 from evomerge.searching.loop import Evaluate
-from evomerge.searching.objective import Objective
-from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.objective import Goal, Objective
+from evomerge.searching.record import POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.verdict import Gain, Scored, Verdict, paired_gain
 
@@ -19,34 +27,82 @@ HOLDOUT = "holdout"
 VERDICT = "verdict"
 
 
-def rank(records: list[TrialRecord]) -> list[TrialRecord]:
-    """Complete trials of distinct weights, best objective on the search documents first."""
+def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
+    """Complete trials of distinct weights, the best on the search documents first.
+
+    For the goal `both`, leaders and baselines whose points are known come first, best points
+    first, equal ones by the smooth value; then the others by the smooth value.
+    """
     distinct: dict[str | None, TrialRecord] = {}
     for record in records:
         if record.value is not None:
             distinct.setdefault(record.fingerprint, record)
-    return sorted(distinct.values(), key=lambda r: -(r.value if r.value is not None else 0.0))
+    ranked = sorted(distinct.values(), key=lambda r: -(r.value or 0.0))
+    if goal.kind != "both":
+        return ranked
+    points = {
+        record.number: goal.points.value_of(record.metrics)
+        for place, record in enumerate(ranked)
+        if place < goal.leaders or record.baseline is not None
+    }
+    known = {number: value for number, value in points.items() if value is not None}
+    judged = [record for record in ranked if record.number in known]
+    judged.sort(key=lambda record: -known[record.number])  # stable: equal ones stay by value
+    return [*judged, *(record for record in ranked if record.number not in known)]
 
 
-def to_score(study: optuna.Study, count: int) -> list[TrialRecord]:
+def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:
+    """For the goal `both`: leaders whose metrics on the search documents are not known yet."""
+    if goal.kind != "both":
+        return []
+    tried = {key for key in study.user_attrs if key.startswith(f"{POINTS}:")}
+    smooth = Goal(kind="smooth", points=goal.points)
+    return [
+        record
+        for record in rank(read_trials(study), smooth)[: goal.leaders]
+        if goal.points.value_of(record.metrics) is None and f"{POINTS}:{record.number}" not in tried
+    ]
+
+
+def score_points(
+    study: optuna.Study, folder: RunFolder, record: TrialRecord, evaluate: Evaluate
+) -> None:
+    """Scores a finished trial's metrics on the search documents, beside what is known of it."""
+    name = f"{POINTS}:{record.number}"
+    try:
+        scorecard, seconds = evaluate(record.recipe, "search", kinds=frozenset({"metric"}))
+    except CandidateError as error:
+        study.set_user_attr(name, {"failure": str(error)})
+        return
+    path = folder.documents("search", record.number)
+    write_documents(joined_documents(read_documents(path), scorecard.per_document), path)
+    later = {
+        "metrics": to_json(scorecard.metrics),
+        "documents": count_documents(scorecard.per_document, ["metric"]),
+        "seconds": dict(seconds),
+    }
+    study.set_user_attr(name, later)
+
+
+def to_score(study: optuna.Study, count: int, goal: Goal) -> list[TrialRecord]:
     """The best `count` trials and every baseline, as far as the holdout has not seen them."""
     records = read_trials(study)
     seen = holdout_metrics(study)
     baselines = [r for r in records if r.baseline is not None and r.value is not None]
-    wanted = {r.number: r for r in (*rank(records)[:count], *baselines)}
+    wanted = {r.number: r for r in (*rank(records, goal)[:count], *baselines)}
     return [record for record in wanted.values() if record.number not in seen]
 
 
 def score_holdout(
-    study: optuna.Study, folder: RunFolder, record: TrialRecord, evaluate: Evaluate
+    study: optuna.Study, folder: RunFolder, record: TrialRecord, evaluate: Evaluate, goal: Goal
 ) -> None:
     """Scores one trial on the holdout documents and keeps what came out."""
     try:
-        scorecard, _ = evaluate(record.recipe, "holdout")
+        scorecard, _ = evaluate(record.recipe, "holdout", kinds=goal.holdout_kinds)
     except CandidateError as error:
         study.set_user_attr(f"{HOLDOUT}:{record.number}", {"failure": str(error)})
         return
-    write_documents(scorecard, folder.documents("holdout", record.number))
+    write_documents(scorecard.per_document, folder.documents("holdout", record.number))
     study.set_user_attr(f"{HOLDOUT}:{record.number}", {"metrics": to_json(scorecard.metrics)})
 
 
@@ -64,40 +120,45 @@ def scored_on_holdout(
     study: optuna.Study, folder: RunFolder, objective: Objective
 ) -> dict[int, Scored]:
     """Trial number -> its scores on the holdout, with those of every document."""
-    found = {}
+    scored = {}
     for number, rows in holdout_metrics(study).items():
-        metrics = {(m.task, m.name): m for m in from_json(rows)}
-        if metrics:
-            found[number] = Scored(
-                metrics={t: metrics[t, x.metric] for t, x in objective.targets.items()},
-                documents=read_documents(folder.documents("holdout", number)),
+        metrics = objective.found(from_json(rows))
+        if metrics is not None:
+            scored[number] = Scored(
+                metrics=metrics, documents=read_documents(folder.documents("holdout", number))
             )
-    return found
+    return scored
 
 
-def decide(
-    study: optuna.Study, folder: RunFolder, objective: Objective, seed: int
-) -> Verdict | None:
+def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Verdict | None:
     """The verdict, recorded in the study; None where nothing could be scored on the holdout."""
     records = {record.number: record for record in read_trials(study)}
-    scored = scored_on_holdout(study, folder, objective)
-    ranked = [record for record in rank(list(records.values())) if record.number in scored]
+    scored = scored_on_holdout(study, folder, goal.points)
+    ranked = [record for record in rank(list(records.values()), goal) if record.number in scored]
     rivals = [number for number in scored if records[number].baseline is not None]
     if not ranked or not rivals:
         return None
     winner = ranked[0]
-    opponent = max(rivals, key=lambda number: objective.value(scored[number].metrics))
+    opponent = max(rivals, key=lambda number: goal.points.value(scored[number].metrics))
     if winner.baseline is not None:
         opponent = winner.number
-    ours = scored[winner.number]
+    # Like with like: what the winner was chosen by, on either side.
+    on_search = _value(goal.judged, winner.metrics)
+    on_holdout = _value(goal.judged, from_json(holdout_metrics(study)[winner.number]))
     verdict = Verdict(
         winner=winner.number,
         opponent=opponent,
-        gain=paired_gain(ours, scored[opponent], objective, seed),
-        optimism=(winner.value or 0.0) - objective.value(ours.metrics),
+        gain=paired_gain(scored[winner.number], scored[opponent], goal.points, seed),
+        optimism=on_search - on_holdout,
+        optimism_unit=goal.judged.unit,
     )
     study.set_user_attr(VERDICT, asdict(verdict))
     return verdict
+
+
+def _value(objective: Objective, metrics: Sequence[Metric]) -> float:
+    names = {task: target.metric for task, target in objective.targets.items()}
+    return objective.value({m.task: m for m in metrics if names.get(m.task) == m.name})
 
 
 def read_verdict(attributes: Mapping[str, Any]) -> Verdict | None:

@@ -1,9 +1,17 @@
-"""One number from a scorecard: the weighted mean of the tasks' chosen metrics."""
+"""What a search climbs and what it is judged by: a weighted mean of the tasks' chosen metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from evomerge.scoring.scorecard import Metric, Scorecard
+from evomerge.errors import UserError
+from evomerge.scoring.scorecard import SMOOTH, Metric, Scorecard
+from evomerge.scoring.scorer import KINDS, Kind
+
+GoalKind = Literal["metric", "smooth", "both"]
+DEFAULT_GOAL: GoalKind = "metric"
+Unit = Literal["points", "nats"]
+"""Points: percent of the tasks' own metrics. Nats: of a log-probability."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +43,114 @@ class Objective:
         return {task: target.weight / total for task, target in self.targets.items()}
 
     def metrics(self, scorecard: Scorecard) -> dict[str, Metric]:
-        """Task -> the metric that counts."""
+        """Task -> the metric that counts; KeyError where one was not scored."""
         return {
             task: scorecard.metric(task, target.metric) for task, target in self.targets.items()
         }
+
+    def found(self, metrics: Iterable[Metric]) -> dict[str, Metric] | None:
+        """Task -> the metric that counts; None where one was not scored."""
+        known = {(metric.task, metric.name): metric for metric in metrics}
+        wanted = {task: (task, target.metric) for task, target in self.targets.items()}
+        if not all(key in known for key in wanted.values()):
+            return None
+        return {task: known[key] for task, key in wanted.items()}
+
+    def value_of(self, metrics: Iterable[Metric]) -> float | None:
+        """The value of a candidate with these metrics; None where one was not scored."""
+        found = self.found(metrics)
+        return None if found is None else self.value(found)
+
+    def smooth(self) -> "Objective":
+        """The same tasks and weights, but of each task its smooth metric."""
+        return Objective(
+            targets={t: Target(metric=SMOOTH, weight=x.weight) for t, x in self.targets.items()}
+        )
+
+    @property
+    def unit(self) -> Unit:
+        """Of its values."""
+        smooth = all(target.metric == SMOOTH for target in self.targets.values())
+        return "nats" if smooth else "points"
+
+
+def amount(value: float, unit: Unit, *, sign: bool = False, digits: int = 1) -> str:
+    """`61.2 points`, `-0.412 nats`; sign: also before positive values. digits: of points."""
+    plus = "+" if sign else ""
+    if unit == "points":
+        return f"{100 * value:{plus}.{digits}f} points"
+    return f"{value:{plus}.3f} nats"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What the trials of a search are scored on, and how its winner is found.
+
+    metric: trials climb the tasks' metrics, and the best wins. smooth: they climb the smooth
+    metrics, without generating answers, and the best wins. both: they climb the smooth metrics,
+    and of the leaders the best by the tasks' metrics wins. The verdict is always in the tasks' own
+    metrics, on the holdout documents.
+    """
+
+    kind: GoalKind
+    points: Objective
+    """Of the tasks' own metrics."""
+    reason: str = ""
+    """Why this kind."""
+    leaders: int = 8
+    """How many of the best by the smooth metrics are compared by the tasks' own, for `both`."""
+
+    @property
+    def climbed(self) -> Objective:
+        """What trials are told to the sampler by."""
+        return self.points if self.kind == "metric" else self.points.smooth()
+
+    @property
+    def trial_kinds(self) -> frozenset[Kind]:
+        """What a trial is scored on; baselines are scored on both kinds."""
+        return frozenset({"metric"}) if self.kind == "metric" else frozenset({"smooth"})
+
+    @property
+    def holdout_kinds(self) -> frozenset[Kind]:
+        """The metrics, and what the winner's optimism is told in."""
+        return KINDS if self.kind == "smooth" else frozenset({"metric"})
+
+    @property
+    def judged(self) -> Objective:
+        """What the winner is chosen by on the search documents."""
+        return self.climbed if self.kind == "smooth" else self.points
+
+    def text(self, value: float, metrics: Iterable[Metric], *, digits: int = 1) -> str:
+        """A trial's value, and its points where they are known beside it."""
+        points = None if self.kind == "metric" else self.points.value_of(metrics)
+        words = [] if points is None else [amount(points, "points", digits=digits)]
+        return ", ".join([*words, amount(value, self.climbed.unit, digits=digits)])
+
+    def facts(self) -> dict[str, Any]:
+        """What a study keeps of it, beside the points' targets."""
+        return {"kind": self.kind, "reason": self.reason, "leaders": self.leaders}
+
+
+def choose_goal(
+    wanted: GoalKind | None,
+    points: Objective,
+    smooth: Callable[[str], str | None],
+    finalists: int = 3,
+) -> Goal:
+    """The goal that was asked for, or the default one.
+
+    smooth: task -> the name of its smooth metric, or None. UserError where a task has none and one
+    was asked for; the default then is `metric`.
+    """
+    kind = wanted or DEFAULT_GOAL
+    reason = "as configured" if wanted else "the default"
+    lacking = [task for task in points.targets if smooth(task) is None]
+    if kind != "metric" and lacking:
+        names = ", ".join(map(repr, lacking))
+        if wanted is not None:
+            raise UserError(
+                f"objective: {wanted}: needs a reference in every task's documents, and there is "
+                f"none in {names}; leave that task out, or use `objective: metric`"
+            )
+        kind, reason = "metric", f"no reference in the documents of {names}"
+    return Goal(kind=kind, points=points, reason=reason, leaders=max(8, 3 * finalists))

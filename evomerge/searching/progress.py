@@ -3,18 +3,24 @@
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from statistics import mean
 
 from evomerge.searching.loop import Budget
+from evomerge.searching.objective import Goal
 from evomerge.searching.record import TrialRecord
 
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Counts finished trials; values are in points (percent of the objective)."""
+    """Counts finished trials."""
 
     budget: Budget
+    goal: Goal
     done: int = 0
     failed: int = 0
+    pruned: int = 0
+    shares: list[float] = field(default_factory=list)
+    """Of the search documents, how much was scored for each trial that scored any."""
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
     _here: int = 0
@@ -22,18 +28,19 @@ class Progress:
 
     def add(self, record: TrialRecord, *, earlier: bool = False) -> None:
         """Counts a trial; `earlier`: one that another process finished, which tells no speed."""
-        if record.state not in ("complete", "failed"):
+        if record.state not in ("complete", "pruned", "failed"):
             return
         self.done += 1
         self._here += not earlier
         self.failed += record.state == "failed"
+        self.pruned += record.state == "pruned"
+        if record.share is not None and record.baseline is None:
+            self.shares.append(record.share)
         if record.value is None:
             return
-        if self.best is None or record.value > (self.best.value or 0.0):
+        if _above(record, self.best):
             self.best = record
-        if record.baseline and (
-            self.best_baseline is None or record.value > (self.best_baseline.value or 0.0)
-        ):
+        if record.baseline and _above(record, self.best_baseline):
             self.best_baseline = record
 
     def rate(self) -> float | None:
@@ -52,12 +59,16 @@ class Progress:
         return max(min(ends), timedelta()) if ends else None
 
     def line(self) -> str:
-        """`trial 57/200 · best 61.2 (trial 48) · best baseline 44.5 (ties) · 830 trials/h · ...`"""
+        """`trial 57/200 · best 61.2 points (trial 48) · best baseline 44.5 points (ties) · ...`"""
         limit = f"/{self.budget.trials}" if self.budget.trials is not None else ""
         words = [f"trial {self.done}{limit}"]
         for name, record in (("best", self.best), ("best baseline", self.best_baseline)):
             if record is not None and record.value is not None:
-                words.append(f"{name} {100 * record.value:.1f} ({record.name})")
+                value = self.goal.text(record.value, record.metrics)
+                words.append(f"{name} {value} ({record.name})")
+        if self.pruned:
+            share = 100 * mean(self.shares) if self.shares else 100.0
+            words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
         if self.failed:
             words.append(f"{self.failed} failed")
         if (rate := self.rate()) is not None:
@@ -65,3 +76,9 @@ class Progress:
         if (left := self.remaining()) is not None:
             words.append(f"{timedelta(seconds=round(left.total_seconds()))} left")
         return " · ".join(words)
+
+
+def _above(record: TrialRecord, other: TrialRecord | None) -> bool:
+    if other is None or other.value is None or record.value is None:
+        return record.value is not None
+    return record.value > other.value

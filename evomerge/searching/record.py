@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,8 +20,9 @@ RECIPE = "recipe"  # Recipe.to_mapping()
 IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
 WORKER = "worker"  # host, pid, time of start
-RESULT = "result"  # value, metrics, seconds by phase; or the reason of a failure
+RESULT = "result"  # value or estimate, metrics, documents, seconds; or the reason of a failure
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one takes up again
+POINTS = "points"  # prefix of study attributes: `points:12` has what was scored later of trial 12
 CARRIED = "carried_from"  # run and number of the trial whose scores were taken over
 
 
@@ -31,15 +32,26 @@ class TrialRecord:
 
     number: int
     state: str
-    """complete, failed (a candidate that could not be made or scored), interrupted, running,
-    waiting."""
+    """complete, pruned (given up after some documents), failed (a candidate that could not be made
+    or scored), interrupted, running, waiting."""
     baseline: str | None
     recipe_mapping: Mapping[str, Any] | None
     """As Recipe.to_mapping() made it."""
     fingerprint: str | None
     value: float | None
-    """The objective on the search documents; higher is better."""
+    """What is climbed, on all search documents; higher is better. None unless complete."""
+    estimate: float | None
+    """Of a pruned trial: what its value was expected to be."""
     metrics: tuple[Metric, ...]
+    """On the search documents, or on those that were scored before it was pruned."""
+    documents: Mapping[str, int]
+    """Search documents scored for it, by kind: metric, smooth; none where scores were copied."""
+    share: float | None
+    """Of the search documents, how much was scored before it was complete or pruned."""
+    pruned: str | None
+    """Why it was given up: race or halving."""
+    pruned_because: str | None
+    """The same in words."""
     seconds: Mapping[str, float]
     """By phase: propose, merge, model (forward passes and decoding), metric (the rest of scoring),
     record."""
@@ -77,6 +89,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
     worker = attributes.get(WORKER, {})
     states = {
         TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
         TrialState.FAIL: "failed" if result.get("failure") else "interrupted",
         TrialState.RUNNING: "running",
         TrialState.WAITING: "waiting",
@@ -88,7 +101,12 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         recipe_mapping=attributes.get(RECIPE),
         fingerprint=attributes.get(FINGERPRINT),
         value=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        estimate=result.get("estimate"),
         metrics=from_json(result.get("metrics", [])),
+        documents=result.get("documents", {}),
+        share=result.get("share"),
+        pruned=result.get("pruned"),
+        pruned_because=result.get("because"),
         seconds=result.get("seconds", {}),
         failure=result.get("failure"),
         started=datetime.fromisoformat(worker["started"]) if worker else None,
@@ -98,5 +116,21 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
 
 
 def read_trials(study: optuna.Study) -> list[TrialRecord]:
-    """All trials of a study, by number."""
-    return [read_trial(trial) for trial in study.get_trials(deepcopy=False)]
+    """All trials of a study, by number, with the metrics that were scored after their end."""
+    records = {trial.number: read_trial(trial) for trial in study.get_trials(deepcopy=False)}
+    for key, later in study.user_attrs.items():
+        name, _, number = key.partition(":")
+        if name == POINTS and "metrics" in later:
+            records[int(number)] = _with_metrics(records[int(number)], later)
+    return list(records.values())
+
+
+def _with_metrics(record: TrialRecord, later: Mapping[str, Any]) -> TrialRecord:
+    known = {(metric.task, metric.name) for metric in record.metrics}
+    further = [m for m in from_json(later["metrics"]) if (m.task, m.name) not in known]
+    documents = {k: record.documents.get(k, 0) + n for k, n in later["documents"].items()}
+    return replace(
+        record,
+        metrics=(*record.metrics, *further),
+        documents={**record.documents, **documents},
+    )

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -10,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import UserError
 from evomerge.recipe import Recipe
+from evomerge.searching.objective import Goal, Objective, Target
 from evomerge.searching.record import (
     BASELINE,
     CARRIED,
@@ -31,7 +33,13 @@ TASKS = "tasks"
 """Study attribute: task -> how it is asked: folder, num_fewshot, chat_template, dtype, ..."""
 
 OBJECTIVE = "objective"
-"""Study attribute: task -> metric and weight."""
+"""Study attribute: task -> its own metric and weight."""
+
+GOAL = "goal"
+"""Study attribute: what trials climb: metric, smooth or both; why; leaders."""
+
+
+_SCORED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def find_study(storage: BaseStorage) -> optuna.Study | None:
@@ -39,6 +47,28 @@ def find_study(storage: BaseStorage) -> optuna.Study | None:
     if STUDY not in optuna.get_all_study_names(storage):
         return None
     return optuna.load_study(study_name=STUDY, storage=storage)
+
+
+def write_goal(study: optuna.Study, goal: Goal) -> None:
+    """Keeps the goal where `read_goal` finds it."""
+    targets = goal.points.targets.items()
+    study.set_user_attr(OBJECTIVE, {task: asdict(target) for task, target in targets})
+    study.set_user_attr(GOAL, goal.facts())
+
+
+def read_goal(attributes: Mapping[str, Any]) -> Goal:
+    """The goal of a run, from its study's attributes; UserError where it did not begin."""
+    if OBJECTIVE not in attributes:
+        raise UserError("the run has not begun; let it finish a trial")
+    targets = {task: Target(**row) for task, row in attributes[OBJECTIVE].items()}
+    facts = attributes.get(GOAL, {"kind": "metric"})
+    return Goal(points=Objective(targets=targets), **facts)
+
+
+def note(study: optuna.Study, name: str, text: str) -> None:
+    """Adds a fact to the history's last entry."""
+    *before, last = study.user_attrs[HISTORY]
+    study.set_user_attr(HISTORY, [*before, {**last, name: text}])
 
 
 def open_study(storage: BaseStorage, identity: Mapping[str, Any]) -> optuna.Study:
@@ -100,8 +130,8 @@ def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str,
 def take_up_interrupted(study: optuna.Study) -> int:
     """Ends trials that a dead process left running, and puts each back into the queue.
 
-    A trial whose scores were recorded before the kill is told them instead. Only for the process
-    that holds the run's lock. Returns how many trials were put back.
+    A trial whose scores, or end, were recorded before the kill is told them instead. Only for the
+    process that holds the run's lock. Returns how many trials were put back.
     """
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
@@ -112,6 +142,9 @@ def take_up_interrupted(study: optuna.Study) -> int:
         result = trial.user_attrs.get(RESULT, {})
         if "value" in result:
             study.tell(trial.number, result["value"])
+            continue
+        if "estimate" in result:
+            study.tell(trial.number, state=TrialState.PRUNED)
             continue
         if RECIPE in trial.user_attrs and trial.number not in retried:
             _put_back(study, trial)
@@ -133,12 +166,12 @@ def carry_over(
     folder: RunFolder,
     space: Space,
 ) -> int:
-    """Takes the scored trials of one run into another whose scores are comparable.
+    """Takes the scored trials of one run, pruned ones too, into another of comparable scores.
 
     A recipe that the new space cannot express comes along without parameters. Returns how many.
     """
     count = 0
-    for trial in old.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    for trial in old.get_trials(deepcopy=False, states=_SCORED):
         recipe = Recipe.from_mapping(trial.user_attrs[RECIPE])
         try:
             parameters = space.encode(recipe)
@@ -151,7 +184,9 @@ def carry_over(
         )
         new.add_trial(
             optuna.trial.create_trial(
+                state=trial.state,
                 value=trial.values[0],
+                intermediate_values=trial.intermediate_values,
                 params=parameters,
                 distributions=distributions,
                 user_attrs={**trial.user_attrs, CARRIED: [str(old_folder.path), trial.number]},
@@ -162,18 +197,27 @@ def carry_over(
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials with scores, and candidates that failed for a reason of their own."""
+    """Trials with scores, pruned or not, and candidates that failed for a reason of their own."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
-        if trial.state == TrialState.COMPLETE
+        if trial.state in _SCORED
         or (trial.state == TrialState.FAIL and "failure" in trial.user_attrs.get(RESULT, {}))
     ]
 
 
 def scored_before(study: optuna.Study, fingerprint: str) -> FrozenTrial | None:
-    """A finished trial of the very same weights."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if trial.user_attrs.get(FINGERPRINT) == fingerprint:
-            return trial
-    return None
+    """A finished trial of the very same weights; rather a complete one than a pruned one."""
+    twins = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=_SCORED)
+        if trial.user_attrs.get(FINGERPRINT) == fingerprint
+    ]
+    complete = (trial for trial in twins if trial.state == TrialState.COMPLETE)
+    return next(complete, next(iter(twins), None))
+
+
+def best_complete(study: optuna.Study) -> FrozenTrial | None:
+    """The trial of the highest value among those scored in full; the first of equals."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max(complete, key=lambda trial: trial.values[0], default=None)

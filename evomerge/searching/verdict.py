@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.scoring.scorecard import DocumentScores, Metric
-from evomerge.searching.objective import Objective
+from evomerge.searching.objective import Objective, Unit, amount
 
 _RESAMPLES = 10_000
 _LEVEL = 0.95
@@ -58,7 +58,7 @@ def paired_gain(ours: Scored, theirs: Scored, objective: Objective, seed: int) -
         name = objective.targets[task].metric
         first = np.array(ours.documents[task].values[name], dtype=np.float64)
         second = np.array(theirs.documents[task].values[name], dtype=np.float64)
-        if not (_is_mean(first, ours.metrics[task]) and _is_mean(second, theirs.metrics[task])):
+        if not (is_mean(first, ours.metrics[task]) and is_mean(second, theirs.metrics[task])):
             return Gain(value=value, low=None, high=None)
         difference = first - second
         sign = 1.0 if ours.metrics[task].higher_is_better else -1.0
@@ -73,7 +73,7 @@ def paired_gain(ours: Scored, theirs: Scored, objective: Objective, seed: int) -
     return Gain(value=value, low=float(low), high=float(high))
 
 
-def _is_mean(values: Any, metric: Metric) -> bool:
+def is_mean(values: Any, metric: Metric) -> bool:
     """Whether the task's metric is the mean of its documents' values."""
     return bool(np.isclose(values.mean(), metric.value, rtol=1e-4, atol=1e-6))
 
@@ -89,6 +89,8 @@ class Verdict:
     gain: Gain
     optimism: float
     """The winner's objective on the search documents minus that on the holdout."""
+    optimism_unit: Unit = "points"
+    """Nats where only the smooth metrics were scored on both sides."""
 
     def sentence(self, winner: str, opponent: str) -> str:
         """The verdict in plain words."""
@@ -100,3 +102,7 @@ class Verdict:
             f"No difference shown between {winner} and the best plain merge ({opponent}): "
             f"{self.gain.sentence()}."
         )
+
+    def optimism_text(self) -> str:
+        """`+2.1 points`, or `+0.031 nats`."""
+        return amount(self.optimism, self.optimism_unit, sign=True)

@@ -4,12 +4,14 @@ A sampler is made anew for every process, from a seed that depends on the trials
 it knows, it reads from the study's finished trials.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from copy import copy
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.searching.samplers.cma_es import CmaEsSampler
 
@@ -68,14 +70,14 @@ class SpaceSampler(BaseSampler):
         self._space = dict(space)
 
     def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+        self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return {name: kind for name, kind in self._space.items() if not kind.single()}
 
     def sample_relative(
         self,
         study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
+        trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         inside = _TrialsInside(study, self._space.keys())
@@ -84,7 +86,7 @@ class SpaceSampler(BaseSampler):
     def sample_independent(
         self,
         study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
+        trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
@@ -93,16 +95,35 @@ class SpaceSampler(BaseSampler):
 
 
 class _TrialsInside(optuna.Study):
-    """A study without the trials that lack parameters; as Optuna's own _FilteredStudy does."""
+    """A study without the trials that lack parameters; as Optuna's own _FilteredStudy does.
+
+    A pruned trial stands in it as a complete one whose value is its estimate: most samplers of
+    Optuna ignore pruned trials, or take them for the worst.
+    """
 
     def __init__(self, study: optuna.Study, names: Any) -> None:
         super().__init__(study.study_name, study._storage, sampler=study.sampler)
         self._names = names
 
-    def _get_trials(self, *args: Any, **kwargs: Any) -> list[optuna.trial.FrozenTrial]:
-        trials = super()._get_trials(*args, **kwargs)
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        trials = map(_as_complete, super()._get_trials(deepcopy, None, use_cache))
         return [
             trial
             for trial in trials
-            if not trial.state.is_finished() or self._names <= trial.params.keys()
+            if (states is None or trial.state in states)
+            and (not trial.state.is_finished() or self._names <= trial.params.keys())
         ]
+
+
+def _as_complete(trial: FrozenTrial) -> FrozenTrial:
+    """Optuna gives a pruned trial the value that it reported last: its estimate."""
+    if trial.state != TrialState.PRUNED or trial.values is None:
+        return trial
+    shown = copy(trial)
+    shown.state = TrialState.COMPLETE
+    return shown
