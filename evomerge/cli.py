@@ -318,7 +318,7 @@ def _messages() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-_SPOKEN = ("evomerge.verbs", "evomerge.methods.compiled")
+_SPOKEN = ("evomerge.verbs", "evomerge.searching.finalists", "evomerge.methods.compiled")
 
 
 @contextmanager

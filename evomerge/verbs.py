@@ -23,11 +23,10 @@ from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
-from evomerge.searching.finalists import decide, score_holdout, score_points, to_judge, to_score
+from evomerge.searching.finalists import decide, score_finalists
 from evomerge.searching.interrupt import on_interrupt
-from evomerge.searching.loop import Budget, Evaluate, Loop
-from evomerge.searching.objective import Goal, amount
-from evomerge.searching.progress import Progress
+from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
@@ -270,7 +269,7 @@ def _run(
 
     def on_trial(record: TrialRecord) -> None:
         progress.add(record)
-        log.info("%s (number %d): %s", record.name, record.number, _outcome(record, bench.goal))
+        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
         on_progress(progress, record)
 
     def on_refusal(reason: str) -> None:
@@ -291,38 +290,19 @@ def _run(
     on_progress(progress, None)
     with on_interrupt(loop.stop):
         loop.run()
-        _score_finalists(bench, study, folder, loop, evaluate)
+        score_finalists(
+            study,
+            folder,
+            bench.goal,
+            config.finalists,
+            evaluate,
+            stop_asked=lambda: loop.stop_asked,
+        )
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
     verdict = decide(study, folder, bench.goal, config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
-
-
-def _score_finalists(
-    bench: Bench, study: optuna.Study, folder: RunFolder, loop: Loop, evaluate: Evaluate
-) -> None:
-    """The metrics of the leaders, where these are not known, then the holdout; until stopped."""
-    for record in to_judge(study, bench.goal):
-        if loop.stop_asked:
-            return
-        log.info("metrics of a leader: %s", record.name)
-        score_points(study, folder, record, evaluate)
-    for record in to_score(study, bench.loaded.config.finalists, bench.goal):
-        if loop.stop_asked:
-            return
-        log.info("holdout: %s", record.name)
-        score_holdout(study, folder, record, evaluate, bench.goal)
-
-
-def _outcome(record: TrialRecord, goal: Goal) -> str:
-    """For the log."""
-    if record.estimate is not None:
-        estimate = amount(record.estimate, goal.climbed.unit, digits=2)
-        return f"pruned {record.pruned_because}; estimate {estimate}"
-    if record.value is None:
-        return record.failure or record.state
-    return goal.text(record.value, record.metrics, digits=2)
 
 
 def _budget(config: BudgetConfig) -> Budget:

@@ -1,6 +1,7 @@
 """The end of a run: finalists and baselines on the holdout documents, and the verdict."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +22,8 @@ from evomerge.searching.objective import Goal, Objective
 from evomerge.searching.record import POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.verdict import Gain, Scored, Verdict, paired_gain
+
+log = logging.getLogger(__name__)
 
 HOLDOUT = "holdout"
 """Prefix of study attributes: `holdout:12` has the metrics of trial 12."""
@@ -49,6 +52,30 @@ def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
     judged = [record for record in ranked if record.number in known]
     judged.sort(key=lambda record: -known[record.number])  # stable: equal ones stay by value
     return [*judged, *(record for record in ranked if record.number not in known)]
+
+
+def score_finalists(
+    study: optuna.Study,
+    folder: RunFolder,
+    goal: Goal,
+    count: int,
+    evaluate: Evaluate,
+    *,
+    stop_asked: Callable[[], bool],
+) -> None:
+    """Scores the leaders' metrics, where these are not known, then finalists and baselines on the
+    holdout documents; all as far as missing, until a stop is asked for.
+    """
+    for record in to_judge(study, goal):
+        if stop_asked():
+            return
+        log.info("metrics of a leader: %s", record.name)
+        score_points(study, folder, record, evaluate)
+    for record in to_score(study, count, goal):
+        if stop_asked():
+            return
+        log.info("holdout: %s", record.name)
+        score_holdout(study, folder, record, evaluate, goal)
 
 
 def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:

@@ -135,14 +135,15 @@ def choose_goal(
     wanted: GoalKind | None,
     points: Objective,
     smooth: Callable[[str], str | None],
-    finalists: int = 3,
+    finalists: int,
+    default: GoalKind = DEFAULT_GOAL,
 ) -> Goal:
-    """The goal that was asked for, or the default one.
+    """The goal that was asked for, or `default`.
 
     smooth: task -> the name of its smooth metric, or None. UserError where a task has none and one
-    was asked for; the default then is `metric`.
+    was asked for; the default gives way to `metric` then.
     """
-    kind = wanted or DEFAULT_GOAL
+    kind = wanted or default
     reason = "as configured" if wanted else "the default"
     lacking = [task for task in points.targets if smooth(task) is None]
     if kind != "metric" and lacking:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from statistics import mean
 
 from evomerge.searching.loop import Budget
-from evomerge.searching.objective import Goal
+from evomerge.searching.objective import Goal, amount
 from evomerge.searching.record import TrialRecord
 
 
@@ -82,3 +82,13 @@ def _above(record: TrialRecord, other: TrialRecord | None) -> bool:
     if other is None or other.value is None or record.value is None:
         return record.value is not None
     return record.value > other.value
+
+
+def outcome_text(record: TrialRecord, goal: Goal) -> str:
+    """How one trial ended, for the log."""
+    if record.estimate is not None:
+        estimate = amount(record.estimate, goal.climbed.unit, digits=2)
+        return f"pruned {record.pruned_because}; estimate {estimate}"
+    if record.value is None:
+        return record.failure or record.state
+    return goal.text(record.value, record.metrics, digits=2)

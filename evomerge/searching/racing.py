@@ -132,7 +132,7 @@ def difference(scores: Scores, incumbent: Incumbent, objective: Objective) -> Di
         mean = gains.mean()
         squares = ((gains - mean) ** 2).sum() + (np.abs(gains).max() - mean) ** 2
         value += share * mean
-        variance += share**2 * squares / seen**2 * max(0.0, 1 - seen / total)
+        variance += share**2 * squares / (seen * (seen - 1)) * max(0.0, 1 - seen / total)
     return Difference(value=float(value), error=sqrt(variance))
 
 
@@ -219,7 +219,7 @@ class Race:
         if self._done > looks or found is None:
             return True
         unit = racing.objective.unit
-        quantile = NormalDist().inv_cdf(1 - racing.rules.level / looks)
+        quantile = -NormalDist().inv_cdf(racing.rules.level / looks)
         upper = found.value + quantile * found.error
         seen = sum(len(own.documents) for own in scores.values())
         after = f"after {seen} documents"
