@@ -1,6 +1,9 @@
 """Early stopping and the smooth objective in whole searches of the quickstart family."""
 
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,10 +72,33 @@ def test_pruned_trials_are_kept_by_a_resume_and_a_fork_and_cannot_win(
     estimates = [r.estimate for r in after.records if r.estimate is not None]
     carried = [record.estimate for record in forked.records if record.estimate is not None]
     assert carried[: len(estimates)] == estimates
+    text = changed.read_text().replace("minimum: 10", "minimum: 40").replace("seed: 7", "seed: 0")
+    changed.write_text(text)
     with pytest.raises(UserError, match=r"blocks: 4 -> 1"):
-        text = changed.read_text().replace("minimum: 10", "minimum: 40")
-        changed.write_text(text.replace("seed: 7", "seed: 0"))
         search(changed)
+
+
+def test_a_kill_loses_no_pruned_trial(small: Small) -> None:
+    config = with_more_documents(small(STOPPING, trials=400))
+    folder = load_config(config).output()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evomerge", "search", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("search/*.npz"))) < 17:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    before = {r.number: r for r in read_run(folder).records if r.state in ("complete", "pruned")}
+    assert "pruned" in {record.state for record in before.values()}
+    search(with_more_documents(small(STOPPING, trials=len(before) + 3)))
+    after = {record.number: record for record in read_run(folder).records}
+    assert before.items() <= after.items()
+    assert sum(r.state in ("complete", "pruned") for r in after.values()) == len(before) + 3
 
 
 def test_both_climbs_the_smooth_metrics_and_chooses_by_the_tasks_own(small: Small) -> None:
