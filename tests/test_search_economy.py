@@ -15,6 +15,7 @@ from evomerge.report import draw_run, read_run
 from evomerge.scoring.scorecard import SMOOTH, read_documents
 from evomerge.searching.progress import Progress
 from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.study import HISTORY, find_study
 from evomerge.verbs import check
 
 Small = Callable[..., Path]
@@ -149,6 +150,30 @@ def test_smooth_trials_generate_no_answers_and_are_told_in_nats(small: Small) ->
     assert "nats from that on the holdout" in describe_run(outcome.folder)
     log = RunFolder(outcome.folder).log.read_text()
     assert "objective smooth: as configured" in log
+
+
+def test_nothing_is_stopped_early_where_a_metric_is_no_mean(small: Small, tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    shutil.copy(TASKS / "capital.jsonl", folder)
+    text = (TASKS / "capital.yaml").read_text()
+    text = text.replace("metric: acc", "metric: mcc").replace(
+        "aggregation: mean", "aggregation: mcc"
+    )
+    (folder / "capital.yaml").write_text(text)
+    config = with_more_documents(small(STOPPING, trials=17))
+    content = config.read_text()
+    config.write_text(
+        content.replace(f"capital: {{folder: {TASKS}", f"capital: {{folder: {folder}")
+    )
+    outcome = search(config)
+    report = read_run(outcome.folder)
+    assert report.goal.points.targets["capital"].metric == "mcc,none"
+    assert report.counts() == {"complete": 17}
+    assert "mcc,none of task 'capital' is not a mean" in RunFolder(outcome.folder).log.read_text()
+    study = find_study(RunFolder(outcome.folder).storage_of_run(None))
+    assert study is not None
+    assert "mcc" in study.user_attrs[HISTORY][-1]["early stopping is off"]
 
 
 def test_a_task_without_references_cannot_be_climbed_smoothly(small: Small, tmp_path: Path) -> None:

@@ -232,6 +232,7 @@ class Loop:
             "estimate": stop.estimate,
             "share": stop.share,
             "pruned": stop.reason,
+            "against": stop.against,
             "because": stop.sentence,
         }
         # Before the result: a trial with a result needs nothing more than to be told.

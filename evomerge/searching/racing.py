@@ -99,6 +99,8 @@ class Stop:
     """Why and where a trial was given up."""
 
     reason: Reason
+    against: int
+    """Number of the incumbent."""
     estimate: float
     """Of its value on all search documents: the incumbent's value and the estimated difference."""
     documents: int
@@ -236,6 +238,7 @@ class Race:
         total = sum(len(own.documents) for own in self._incumbent.scores.values())
         self.stop = Stop(
             reason=reason,
+            against=self._incumbent.number,
             estimate=self._incumbent.value + found.value,
             documents=seen,
             share=seen / total,

@@ -49,9 +49,11 @@ class TrialRecord:
     share: float | None
     """Of the search documents, how much was scored before it was complete or pruned."""
     pruned: str | None
-    """Why it was given up: race or halving."""
+    """What gave it up: race or halving."""
+    pruned_against: int | None
+    """Number of the incumbent that it was compared with."""
     pruned_because: str | None
-    """The same in words."""
+    """Why, in words."""
     seconds: Mapping[str, float]
     """By phase: propose, merge, model (forward passes and decoding), metric (the rest of scoring),
     record."""
@@ -106,6 +108,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         documents=result.get("documents", {}),
         share=result.get("share"),
         pruned=result.get("pruned"),
+        pruned_against=result.get("against"),
         pruned_because=result.get("because"),
         seconds=result.get("seconds", {}),
         failure=result.get("failure"),
@@ -128,9 +131,13 @@ def read_trials(study: optuna.Study) -> list[TrialRecord]:
 def _with_metrics(record: TrialRecord, later: Mapping[str, Any]) -> TrialRecord:
     known = {(metric.task, metric.name) for metric in record.metrics}
     further = [m for m in from_json(later["metrics"]) if (m.task, m.name) not in known]
-    documents = {k: record.documents.get(k, 0) + n for k, n in later["documents"].items()}
+    documents, seconds = (
+        {k: before.get(k, 0) + more.get(k, 0) for k in (*before, *more)}
+        for before, more in (
+            (record.documents, later["documents"]),
+            (record.seconds, later["seconds"]),
+        )
+    )
     return replace(
-        record,
-        metrics=(*record.metrics, *further),
-        documents={**record.documents, **documents},
+        record, metrics=(*record.metrics, *further), documents=documents, seconds=seconds
     )
