@@ -208,7 +208,13 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
         top = max(plain, key=lambda record: record.value or 0.0)
         height = factor * (top.value or 0.0)
         axes.axhline(height, color="tab:orange", linestyle=":")
-        axes.annotate(f"best baseline: {top.name}", (scored[-1].number, height))
+        axes.annotate(
+            f"best baseline: {top.name}",
+            (0.99, height),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+        )
     axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
     axes.legend(loc="lower right")
 

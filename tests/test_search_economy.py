@@ -156,16 +156,15 @@ def test_nothing_is_stopped_early_where_a_metric_is_no_mean(small: Small, tmp_pa
     folder = tmp_path / "tasks"
     folder.mkdir()
     shutil.copy(TASKS / "capital.jsonl", folder)
-    text = (TASKS / "capital.yaml").read_text()
-    text = text.replace("metric: acc", "metric: mcc").replace(
-        "aggregation: mean", "aggregation: mcc"
-    )
+    text = (TASKS / "capital.yaml").read_text().replace("metric: acc", "metric: mcc")
+    text = text.replace("aggregation: mean", "aggregation: matthews_corrcoef")
     (folder / "capital.yaml").write_text(text)
     config = with_more_documents(small(STOPPING, trials=17))
-    content = config.read_text()
-    config.write_text(
-        content.replace(f"capital: {{folder: {TASKS}", f"capital: {{folder: {folder}")
+    content = config.read_text().replace(
+        f"capital: {{folder: {TASKS}", f"capital: {{folder: {folder}"
     )
+    assert str(folder) in content
+    config.write_text(content)
     outcome = search(config)
     report = read_run(outcome.folder)
     assert report.goal.points.targets["capital"].metric == "mcc,none"
