@@ -63,10 +63,11 @@ def equality(
 ) -> Iterator[str]:
     """Lines of a table in Markdown, as they are found; float32 failures are added to the list."""
     kinds = write_kinds(folder, documents)
+    others = [str(size) for size in OTHER_BATCHES]
     yield (
         f"Random weights, {documents} documents of each kind; differences of log-likelihoods in "
         f"nats, of generated texts how many are equal. Stock: HFLM with batches of {BATCH}. "
-        f"Spread of stock: batches of {BATCH} beside those of {OTHER_BATCHES[0]} and of {OTHER_BATCHES[1]}."
+        f"Stock to stock: batches of {BATCH} beside those of {' and of '.join(others)}."
     )
     yield ""
     yield (
