@@ -18,7 +18,7 @@ from tests.benchmarks.measuring import in_turns, now, seconds
 
 Shape = tuple[int, int]
 """Rows and columns of token ids that the model read in one pass."""
-LARGE_BATCH = 2048  # tokens; a batch that keeps one CPU core or a GPU's small model busy
+LARGE_BATCH = 1024  # tokens; a batch that keeps one CPU core or a GPU's small model busy
 
 
 @contextmanager

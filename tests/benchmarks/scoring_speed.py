@@ -35,10 +35,10 @@ from tests.benchmarks.measuring import CLOCK, hardware, in_turns, seconds
 from tests.benchmarks.scoring_device import DEVICE_HEAD, PROFILE_HEAD, device_row, profile_row
 from tests.benchmarks.scoring_documents import SHOTS, write_answers, write_choices, write_cities
 from tests.benchmarks.scoring_equality import equality
-from tests.benchmarks.scoring_sides import Ours, Stock, difference, quiet
+from tests.benchmarks.scoring_sides import Ours, Outcome, Stock, difference, quiet
 
 BASE = Path(__file__).parents[2] / "configs" / "quickstart" / "models" / "base"
-DOCUMENTS = {"documents": 6, "short_documents": 16, "answers": 8}
+DOCUMENTS = {"documents": 6, "short_documents": 16, "answers": 12}
 SMALL, SMALL_TIMES = 10_000_000, 8
 """Models of fewer parameters are given more documents."""
 CLOSE = 1e-3  # nats: the most that float32 log-likelihoods may differ
@@ -88,9 +88,10 @@ def peer_row(bench: Bench, task: str, documents: int) -> str:
     prepared = bench.seconds(lambda: ours.append(bench.ours(task)))
     own = ours[0]
     stocks = [bench.stock(task, batch) for batch in bench.options.stock_batches]
-    stocks[0].score()
-    stock = min(stocks, key=lambda one: bench.seconds(one.score))
     own.score(bench.model)
+    for one in stocks:
+        one.score()
+    stock = min(stocks, key=lambda one: one.model_seconds)
     calls: list[float] = []
 
     def run_stock() -> None:
@@ -106,12 +107,22 @@ def peer_row(bench: Bench, task: str, documents: int) -> str:
         bench.failures.append(f"{task}: {found}, largest difference {found.largest:.2g}")
     largest = f"{found.largest:.1e}" if found.likelihoods else ""
     equal = f"{found.equal_answers} of {found.answers}" if found.answers else ""
+    if found.answers:
+        equal += f", {_lengths(bench, own.outcome(), task)}"
     return (
         f"| {task} | {documents} | {stock.batch} | {documents / whole:.2f} | "
         f"{documents / inside:.2f} | {documents / mine:.2f} | {whole / mine:.2f} | "
         f"{inside / mine:.2f} | {largest} | {equal} | {'yes' if found.metrics_equal else 'no'} | "
         f"{prepared:.1f} |"
     )
+
+
+def _lengths(bench: Bench, outcome: Outcome, task: str) -> str:
+    """Of the generated answers."""
+    texts = [text for answers in outcome.answers[task] for text in answers]
+    encode = bench.tokenizer.encode
+    lengths = sorted(len(encode(str(text), add_special_tokens=False)) for text in texts)
+    return f"{lengths[0]} to {lengths[-1]} tokens, median {statistics.median(lengths):g}"
 
 
 def peer_table(bench: Bench, tasks: Sequence[str], documents: int) -> Iterator[str]:
