@@ -72,7 +72,13 @@ def write_answers(folder: Path, documents: int, seed: int = 0) -> None:
         if len(_neighbours(country)) > 2
     ]
     spelt = [Example(f"Letters of {c['name']}:", ", ".join(c["name"].upper())) for c in countries()]
-    kinds = [_shuffled(kind, seed) for kind in (short, long, short[::-1], spelt)]
+    counted = [
+        Example(f"Count from {first} to {last}:", ", ".join(map(str, range(first, last + 1))))
+        for first in range(1, 10)
+        for last in range(first + 5, first + 17)
+    ]
+    draws = (short[::3], long, short[1::3], counted, short[2::3], spelt)
+    kinds = [_shuffled(kind, seed) for kind in draws]
     mixed = [example._asdict() for row in zip(*kinds, strict=False) for example in row]
     train, test = mixed[:6], mixed[6 : 6 + documents]
     _enough(test, documents)
