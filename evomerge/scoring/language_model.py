@@ -25,6 +25,7 @@ from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.greedy import decode, decodes_greedily
 from evomerge.scoring.likelihood import Pair, plan_passes, run_pass
 from evomerge.scoring.logits import input_device, keeps_keys_and_values
+from evomerge.scoring.stopping import StopCheck
 
 _LOG = logging.getLogger(__name__)
 _SAMPLING_SEED = 1234  # the torch seed of lm-eval's simple_evaluate
@@ -195,45 +196,27 @@ class LanguageModel:
 
     def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[str]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
-        order = sorted(range(len(texts)), key=lambda place: (-len(prompts[place]), texts[place]))
-        answers = [""] * len(texts)
-        for start in range(0, len(order), self._batch_size):
-            places = order[start : start + self._batch_size]
-            with self._memory():
-                found = decode(
-                    self.model,
-                    [prompts[place] for place in places],
-                    max_new_tokens=decoding.max_new_tokens,
-                    end_tokens=self._end_tokens(),
-                    stopped=self._stop_check(decoding.until),
-                )
-            for place, tokens in zip(places, found, strict=True):
-                answers[place] = postprocess_generated_text(
-                    self._stock.tok_decode(tokens), list(decoding.until), think_end_token=None
-                )
-        return answers
+        with self._memory():
+            answers = decode(
+                self.model,
+                prompts,
+                slots=self._batch_size,
+                max_new_tokens=decoding.max_new_tokens,
+                end_tokens=self._end_tokens(),
+                stopped=StopCheck(self._tokenizer, decoding.until),
+            )
+        return [
+            postprocess_generated_text(
+                self._stock.tok_decode(answer.tokens), list(decoding.until), think_end_token=None
+            )
+            for answer in answers
+        ]
 
     def _end_tokens(self) -> frozenset[int]:
         """Those of the model's generation config, and the tokenizer's."""
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self._stock.eot_token_id) if end is not None)
-
-    def _stop_check(self, until: Sequence[str]) -> Any:
-        """A function that looks for a stop text at the end of answers, given as tokens.
-
-        As in lm-eval, it decodes two tokens more than the stop text has, because a model may
-        spell it in other tokens.
-        """
-        stops = [stop for stop in until if stop]
-        encode = self._tokenizer.encode
-        window = 2 + max(len(encode(stop, add_special_tokens=False)) for stop in stops)
-
-        def stopped(answers: list[list[int]]) -> list[bool]:
-            ends = self._tokenizer.batch_decode([answer[-window:] for answer in answers])
-            return [any(stop in end for stop in stops) for end in ends]
-
-        return stopped
 
     def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
         if not self._told:
