@@ -16,6 +16,10 @@ from evomerge.scoring.logits import check_finite, input_device, logits_at, pad
 
 _HEAD_ROOM = 32  # columns: tokens that are written before keys and values are copied
 
+_PADDING = {"cpu": 64}
+_ELSEWHERE = 1024
+"""Tokens of padding, by device, that cost about as much as one more pass over the weights."""
+
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer: [rows, heads, columns, size]."""
 
@@ -60,36 +64,27 @@ class Rows:
     def replace(self, kept: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[int]:
         """Keeps these rows, in this order, and adds one for each prompt behind them.
 
-        Returns the most probable next token of each prompt; raises CandidateError where a logit
-        is NaN. Not both `kept` and `prompts` may be empty.
+        The prompts come the longest first; not both they and `kept` may be empty. Returns the most
+        probable next token of each prompt; raises CandidateError where a logit is NaN.
         """
-        held: Layers = [layer.filled() for layer in self._cache.layers]  # type: ignore[union-attr]
         lengths = [self._lengths[row] for row in kept]
-        select = torch.tensor(kept, dtype=torch.int64, device=self._tokens.device)
-        tokens, read = self._tokens[select], [_no_rows(*layer) for layer in held]
-        first: list[int] = []
-        if prompts:
-            logits, read = read_prompts(self._model, prompts)
-            joining, first = _most_probable(logits)
-            tokens = torch.cat([tokens, joining])
-        if not kept:
-            held = [_no_rows(*layer) for layer in read]
         longest = max(lengths, default=0)
-        self._cache = Cache(
-            layers=[
-                _Layer(
-                    _join(old[0], select, longest, new[0]), _join(old[1], select, longest, new[1])
-                )
-                for old, new in zip(held, read, strict=True)
-            ]
-        )
+        groups = _of_similar_length(prompts, _PADDING.get(self._tokens.device.type, _ELSEWHERE))
+        read = [read_prompts(self._model, group) for group in groups]
+        chosen = [_most_probable(logits) for logits, _ in read]
+        select = torch.tensor(kept, dtype=torch.int64, device=self._tokens.device)
+        self._tokens = torch.cat([self._tokens[select], *(tokens for tokens, _ in chosen)])
+        layers = self._cache.layers
+        if not kept:
+            layers[:] = [_Layer() for _ in read[0][1]]
+        for number, layer in enumerate(layers):
+            layer.join(select, longest, [states[number] for _, states in read])  # type: ignore[union-attr]
         self._lengths = [*lengths, *map(len, prompts)]
-        self._tokens = tokens
-        read_so_far = torch.tensor(self._lengths, device=tokens.device)[:, None]
-        self._positions = read_so_far.clamp(max=self._last_position)
         columns = max(self._lengths)
-        self._mask = _widen(torch.arange(columns, device=tokens.device) >= columns - read_so_far)
-        return first
+        read_so_far = torch.tensor(self._lengths, device=select.device)[:, None]
+        self._positions = read_so_far.clamp(max=self._last_position)
+        self._mask = _widen(torch.arange(columns, device=select.device) >= columns - read_so_far)
+        return [token for _, tokens in chosen for token in tokens]
 
 
 def read_prompts(
@@ -119,15 +114,25 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     is_sliding = False
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.keys: torch.Tensor = keys
-        self.values: torch.Tensor = values
-        self._columns: int = keys.shape[2] - _HEAD_ROOM  # filled
+        self.keys: torch.Tensor = torch.empty(0)
+        self.values: torch.Tensor = torch.empty(0)
+        self._columns = 0  # filled
         self.is_initialized = True
 
-    def filled(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.keys[:, :, : self._columns], self.values[:, :, : self._columns]
+    def join(self, kept: torch.Tensor, longest: int, read: Layers) -> None:
+        """Keeps the last `longest` columns of these rows, and adds below them rows just read."""
+        columns = max(longest, *(keys.shape[2] for keys, _ in read), 0)
+        parts = list(read)
+        if len(kept):
+            rows = kept.to(self.keys.device)
+            start = self._columns - longest
+            last = slice(start, self._columns)
+            parts.insert(0, (self.keys[rows, :, last], self.values[rows, :, last]))
+        self.keys = _stack([keys for keys, _ in parts], columns)
+        self.values = _stack([values for _, values in parts], columns)
+        self._columns = columns
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing: it is there from the beginning."""
@@ -140,7 +145,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             self.keys, self.values = _lengthen(self.keys), _lengthen(self.values)
         self.keys[:, :, start : self._columns] = key_states
         self.values[:, :, start : self._columns] = value_states
-        return self.filled()
+        return self.keys[:, :, : self._columns], self.values[:, :, : self._columns]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._columns + query_length, 0
@@ -152,21 +157,31 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1  # without a limit
 
 
-def _join(old: torch.Tensor, kept: torch.Tensor, longest: int, new: torch.Tensor) -> torch.Tensor:
-    """The last `longest` columns of the kept rows of `old`, and below them all rows of `new`,
-    aligned on the right, with head room."""
-    rows, heads, columns, size = new.shape
-    columns = max(longest, columns)
+def _stack(parts: Sequence[torch.Tensor], columns: int) -> torch.Tensor:
+    """The rows of all parts, [rows, heads, at most `columns`, size] each, aligned on the right
+    of `columns`, with head room."""
+    _, heads, _, size = parts[0].shape
     # Zeros, since padding has no weight but is multiplied with it.
-    joined = new.new_zeros(len(kept) + rows, heads, columns + _HEAD_ROOM, size)
-    start = old.shape[2] - longest
-    joined[: len(kept), :, columns - longest : columns] = old[kept.to(old.device), :, start:]
-    joined[len(kept) :, :, columns - new.shape[2] : columns] = new
-    return joined
+    room = columns + _HEAD_ROOM
+    stacked = parts[0].new_zeros(sum(map(len, parts)), heads, room, size)
+    start = 0
+    for part in parts:
+        stacked[start : start + len(part), :, columns - part.shape[2] : columns] = part
+        start += len(part)
+    return stacked
 
 
-def _no_rows(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return keys[:0, :, :0], values[:0, :, :0]
+def _of_similar_length(prompts: Sequence[Sequence[int]], padding: int) -> list[list[Sequence[int]]]:
+    """The prompts, the longest first, in groups of which none has more than that much padding."""
+    groups: list[list[Sequence[int]]] = []
+    padded = 0
+    for prompt in prompts:
+        padded += len(groups[-1][0]) - len(prompt) if groups else padding + 1
+        if padded > padding:
+            groups.append([])
+            padded = 0
+        groups[-1].append(prompt)
+    return groups
 
 
 def _lengthen(states: torch.Tensor) -> torch.Tensor:
