@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,17 @@ from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
 from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
+from evomerge.scoring.scorer import Documents, Scorer, score_blocks
 from evomerge.scoring.tasks import TaskRequest
 from evomerge.searching.objective import Objective, Target
 from evomerge.searching.run_folder import Side
 from evomerge.searching.space import Space
 from evomerge.searching.stacks import StackSpace
 from evomerge.spaces import space_of
-
-Documents = Mapping[str, Sequence[int]]
-"""Task -> numbers of its documents."""
 
 Evaluate = Callable[[Recipe, Documents | Side], tuple[Scorecard, Mapping[str, float]]]
 
@@ -55,7 +54,9 @@ class Bench:
     template: Recipe
     """Models, seed and dtype of every recipe; no rules."""
     models: Models
-    harness: Harness
+    scorer: Scorer
+    budget: BatchBudget
+    """Of the scorer's forward passes."""
     splits: Mapping[str, Split]
     objective: Objective
     space: Space
@@ -84,7 +85,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
     models = open_models(
         template, trust_remote_code=config.trust_remote_code, relative_to=loaded.folder
     )
-    harness = _harness(loaded, models)
+    budget = BatchBudget(config.batch_tokens)
+    harness = _harness(loaded, models, budget)
     splits = {
         name: split_documents(
             task=name,
@@ -108,7 +110,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         loaded=loaded,
         template=template,
         models=models,
-        harness=harness,
+        scorer=harness,
+        budget=budget,
         splits=splits,
         objective=Objective(targets=targets),
         space=space,
@@ -132,7 +135,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
 
     statistics: the folder that keeps what is computed of tensors once per run. The function takes
     a recipe, and a side of the split or the documents to score; it returns the scores and the
-    seconds by phase (merge, score).
+    seconds by phase (merge, model, metric).
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
@@ -167,6 +170,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
         run=bench.run,
     )
     bench.models.hold(bench.memory.placement, workspace.devices)
+    bench.budget.settle(workspace.model)
 
     def evaluate(
         recipe: Recipe, documents: Documents | Side
@@ -180,8 +184,8 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
         wait_for(bench.device)
         merged = time.perf_counter()
         which = bench.documents(documents) if isinstance(documents, str) else documents
-        scorecard = bench.harness.score(workspace.model, which)
-        return scorecard, {"merge": merged - start, "score": time.perf_counter() - merged}
+        scorecard = score_blocks(bench.scorer, workspace.model, [which])
+        return scorecard, {"merge": merged - start, **scorecard.seconds}
 
     return evaluate
 
@@ -191,8 +195,8 @@ def identity(bench: Bench) -> dict[str, Any]:
     config = bench.loaded.config
     documents = {
         task: {
-            "count": len(bench.harness.documents(task)),
-            "sha256": hashlib.sha256("\n".join(bench.harness.documents(task)).encode()).hexdigest()[
+            "count": len(bench.scorer.documents(task)),
+            "sha256": hashlib.sha256("\n".join(bench.scorer.documents(task)).encode()).hexdigest()[
                 :16
             ],
         }
@@ -212,7 +216,7 @@ def identity(bench: Bench) -> dict[str, Any]:
         "sampler": config.sampler,
         "seed": config.seed,
         "dtype": bench.template.dtype,
-        "batch_size": config.batch_size,
+        "batch_tokens": config.batch_tokens,
     }
     if bench.models.digest is not None:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
@@ -231,7 +235,6 @@ def asked(bench: Bench) -> dict[str, Any]:
             "chat_template": request.chat_template,
             "system_instruction": request.system_instruction,
             "dtype": bench.template.dtype,
-            "batch_size": bench.loaded.config.batch_size,
         }
         for request in _requests(bench.loaded)
     }
@@ -277,13 +280,13 @@ def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
     return known[named]
 
 
-def _harness(loaded: LoadedConfig, models: Models) -> Harness:
+def _harness(loaded: LoadedConfig, models: Models, budget: BatchBudget) -> Harness:
     config = loaded.config
     found = models.vocabularies
     return Harness(
         _requests(loaded),
         load_tokenizer(models.base.folder) if found is None else found.tokenizer,
-        batch_size=config.batch_size,
+        budget=budget,
         allow_code=config.allow_code,
     )
 

@@ -5,7 +5,9 @@ in the way and with the seeds of lm-eval's own `simple_evaluate`. A candidate th
 passes and little else, and a subset of documents has the prompts that it has in the full run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
-from evomerge.scoring.scorecard import Scorecard
+from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
+from evomerge.scoring.scorer import KINDS, Documents, Kind
+from evomerge.scoring.smooth import SmoothScores
 from evomerge.scoring.tasks import (
-    PreparedDocument,
+    FoundScores,
     PreparedTask,
     TaskRequest,
-    collect_scores,
     known_numbers,
     prepare_task,
     reset_answers,
@@ -32,9 +36,8 @@ from evomerge.scoring.tasks import (
 class Harness:
     """The scorer that runs lm-eval's tasks.
 
-    batch_size: texts per forward pass, the same for all candidates, because the last digits of
-    bfloat16 results depend on it. max_length: tokens of prompt and answer together; None: what
-    the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
+    budget: how much a forward pass takes. max_length: tokens of prompt and answer together; None:
+    what the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
     Python code that a task in a local folder brings along, and tasks that run the model's answers
     as code.
 
@@ -46,7 +49,7 @@ class Harness:
         requests: Sequence[TaskRequest],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        budget: BatchBudget,
         max_length: int | None = None,
         seed: int = 1234,
         allow_code: bool = False,
@@ -55,11 +58,12 @@ class Harness:
         if not names or len(set(names)) < len(names):
             raise UserError(f"tasks are {names}; expected at least one, and each only once")
         self._tokenizer = tokenizer
-        self._batch_size = batch_size
+        self._budget = budget
         self._max_length = max_length
         self._language_model: LanguageModel | None = None
         managers: dict[Path | None, TaskManager] = {}
         self._tasks: dict[str, PreparedTask] = {}
+        self._smooth: dict[str, SmoothScores] = {}
         for request in requests:
             if request.folder not in managers:
                 managers[request.folder] = _task_manager(request.folder, allow_code)
@@ -71,6 +75,11 @@ class Harness:
                 allow_code=allow_code,
             )
             self._tasks[request.name] = prepare_task(request, tasks)
+            self._smooth[request.name] = SmoothScores(
+                self._tasks[request.name],
+                chat_template=request.chat_template,
+                end_of_text=str(tokenizer.eos_token or ""),
+            )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -85,12 +94,14 @@ class Harness:
         """The text (JSON) of each document of the task; a document's number is its place."""
         return [document.text for document in self._tasks[task].documents]
 
-    def score(self, model: nn.Module, documents: Mapping[str, Sequence[int]]) -> Scorecard:
-        """Scores the weights that `model` holds now on those documents of each task.
+    def smooth(self, task: str) -> str | None:
+        """The name of its smooth metric; None where its documents have no reference."""
+        return SMOOTH if self._smooth[task].available else None
 
-        documents: task -> document numbers, in any order; tasks that are left out are not scored.
-        Raises CandidateError, naming the task, where a log-likelihood or metric is NaN or memory
-        runs out.
+    def start(self, model: nn.Module, kinds: AbstractSet[Kind] = KINDS) -> "HarnessScoring":
+        """Begins to score the weights that `model` holds now.
+
+        kinds: without "metric", no answer is generated; without "smooth", no reference is read.
         """
         if not isinstance(model, PreTrainedModel):
             raise UserError(f"the model is a {type(model).__name__}; expected one of transformers")
@@ -99,43 +110,122 @@ class Harness:
             language_model = self._language_model = LanguageModel(
                 model,
                 self._tokenizer,
-                batch_size=self._batch_size,
+                budget=self._budget,
                 max_length=self._max_length,
             )
-        metrics, per_document = [], {}
-        for name, numbers in documents.items():
+        language_model.weights_changed()
+        return HarnessScoring(self._tasks, self._smooth, language_model, kinds)
+
+
+class HarnessScoring:
+    """The scoring of one candidate on lm-eval's tasks."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, PreparedTask],
+        smooth: Mapping[str, SmoothScores],
+        model: LanguageModel,
+        kinds: AbstractSet[Kind],
+    ) -> None:
+        self._tasks = tasks
+        self._smooth = smooth
+        self._model = model
+        self._kinds = kinds
+        self._found: dict[str, FoundScores] = {}
+        self._seconds = 0.0
+
+    def add(self, documents: Documents) -> dict[str, DocumentScores]:
+        """Scores further documents; task -> its scores per document so far.
+
+        Raises CandidateError, naming the tasks, where a log-likelihood or metric is NaN or memory
+        runs out; UserError for an unknown task or document, or one that was scored before.
+        """
+        start = time.perf_counter()
+        for name in documents:
             if name not in self._tasks:
                 raise UserError(f"task {name!r} is unknown; " + did_you_mean(name, self._tasks))
-            prepared = self._tasks[name]
-            ordered = known_numbers(prepared, numbers)
-            try:
-                _answer([prepared.documents[number] for number in ordered], language_model)
-                found, per_document[name] = collect_scores(prepared, ordered, stderr_for_metric)
-            except (CandidateError, UserError) as error:
-                raise type(error)(f"task {name!r}: {error}") from error
-            metrics += found
-        return Scorecard(metrics=tuple(metrics), per_document=per_document)
+        ordered = {n: known_numbers(self._tasks[n], numbers) for n, numbers in documents.items()}
+        for name, numbers in ordered.items():
+            self._found.setdefault(name, FoundScores(self._tasks[name])).refuse(numbers)
+        try:
+            self._answer(ordered)
+            for name, numbers in ordered.items():
+                self._found[name].add(numbers, metric=self._metric_wanted(name))
+                if "smooth" in self._kinds and self._smooth[name].available:
+                    self._found[name].add_smooth(self._smooth_values(name, numbers))
+            found = {name: scores.per_document() for name, scores in self._found.items()}
+        except (CandidateError, UserError) as error:
+            names = ", ".join(map(repr, documents))
+            noun = "task" if len(documents) == 1 else "tasks"
+            raise type(error)(f"{noun} {names}: {error}") from error
+        self._seconds += time.perf_counter() - start
+        return found
 
+    def scorecard(self) -> Scorecard:
+        """The scores of all documents so far."""
+        start = time.perf_counter()
+        metrics = [m for scores in self._found.values() for m in scores.metrics(stderr_for_metric)]
+        per_document = {name: scores.per_document() for name, scores in self._found.items()}
+        total, model = self._seconds + time.perf_counter() - start, self._model.seconds
+        return Scorecard(
+            metrics=tuple(metrics),
+            per_document=per_document,
+            seconds={"model": model, "metric": total - model},
+            remarks=self._model.remarks,
+        )
 
-def _answer(documents: Sequence[PreparedDocument], model: LanguageModel) -> None:
-    """Has the model answer all requests of the documents; the answers stay in the requests."""
-    reset_answers(documents)
-    methods: dict[str, Callable[[list[Any]], Sequence[Any]]] = {
-        "loglikelihood": model.log_likelihoods,
-        "loglikelihood_rolling": lambda calls: model.rolling_log_likelihoods([c[0] for c in calls]),
-        "generate_until": model.generate,
-    }
-    for kind, method in methods.items():
-        requests = [
-            request
-            for document in documents
-            for request in document.requests
-            if request.request_type == kind
-            for _ in range(request.repeats or 1)
+    def _metric_wanted(self, name: str) -> bool:
+        """Also where nothing has to be generated for it: then it costs next to nothing."""
+        if "metric" in self._kinds:
+            return True
+        documents = self._tasks[name].documents
+        return bool(documents[0].requests[0].request_type != "generate_until")
+
+    def _answer(self, documents: Mapping[str, Sequence[int]]) -> None:
+        """Has the model answer all requests of the documents; the answers stay in the requests."""
+        asked: dict[str, list[Any]] = {"generate_until": [], "loglikelihood_rolling": []}
+        asked["loglikelihood"] = []
+        for name, numbers in documents.items():
+            if not self._metric_wanted(name):
+                continue
+            own = [self._tasks[name].documents[number] for number in numbers]
+            reset_answers(own)
+            for document in own:
+                for request in document.requests:
+                    asked[request.request_type] += [request] * (request.repeats or 1)
+        pairs = [request.args for request in asked["loglikelihood"]]
+        count = len(pairs)
+        if "smooth" in self._kinds:
+            # Together with the others, so that batches are full.
+            for name, numbers in documents.items():
+                pairs += [pair for n in numbers for pair in self._smooth[name].references(n)]
+        found = self._model.log_likelihoods(pairs)
+        self._references = dict(zip(pairs[count:], found[count:], strict=True))
+        texts = [request.args[0] for request in asked["loglikelihood_rolling"]]
+        prompts = [request.args for request in asked["generate_until"]]
+        answers: list[tuple[str, Sequence[Any]]] = [
+            ("loglikelihood", found[:count]),
+            ("loglikelihood_rolling", self._model.rolling_log_likelihoods(texts)),
+            ("generate_until", self._model.generate(prompts)),
         ]
-        answers = method([request.args for request in requests]) if requests else []
-        for request, answer in zip(requests, answers, strict=True):
-            request.resps.append(answer)
+        for kind, own_answers in answers:
+            for request, answer in zip(asked[kind], own_answers, strict=True):
+                request.resps.append(answer)
+
+    def _smooth_values(self, name: str, numbers: Sequence[int]) -> dict[int, float]:
+        smooth, model, values = self._smooth[name], self._model, {}
+        for number in numbers:
+            pairs = smooth.references(number)
+            if pairs:
+                scores = [self._references[pair][0] for pair in pairs]
+                tokens = [model.count_tokens(*pair) for pair in pairs]
+            else:
+                requests = self._tasks[name].documents[number].requests
+                resps = [request.resps[0] for request in requests]
+                scores = [r[0] if isinstance(r, tuple) else r for r in resps]
+                tokens = [model.count_tokens(*request.args) for request in requests]
+            values[number] = smooth.value(number, scores, tokens)
+        return values
 
 
 def _task_manager(folder: Path | None, allow_code: bool) -> TaskManager:

@@ -36,7 +36,7 @@ class Rows:
         self._last_position = last_position
         self._lengths: list[int] = []  # tokens read of each row
         self._cache = Cache(layers=[])
-        device = input_device(model)
+        self._device = device = input_device(model)
         self._tokens = torch.empty(0, dtype=torch.int64, device=device)  # read by the next step
         self._positions = torch.empty(0, 1, dtype=torch.int64, device=device)  # of these
         self._mask = torch.empty(0, 0, dtype=torch.bool, device=device)  # with head room
@@ -58,7 +58,8 @@ class Rows:
             use_cache=True,
         )
         self._positions = (self._positions + 1).clamp(max=self._last_position)
-        self._tokens, best = _most_probable(output.logits)
+        tokens, best = _most_probable(output.logits)
+        self._tokens = tokens.to(self._device)
         return best
 
     def replace(self, kept: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -69,11 +70,12 @@ class Rows:
         """
         lengths = [self._lengths[row] for row in kept]
         longest = max(lengths, default=0)
-        groups = _of_similar_length(prompts, _PADDING.get(self._tokens.device.type, _ELSEWHERE))
+        groups = _of_similar_length(prompts, _PADDING.get(self._device.type, _ELSEWHERE))
         read = [read_prompts(self._model, group) for group in groups]
         chosen = [_most_probable(logits) for logits, _ in read]
-        select = torch.tensor(kept, dtype=torch.int64, device=self._tokens.device)
-        self._tokens = torch.cat([self._tokens[select], *(tokens for tokens, _ in chosen)])
+        select = torch.tensor(kept, dtype=torch.int64, device=self._device)
+        first = [tokens.to(self._device) for tokens, _ in chosen]
+        self._tokens = torch.cat([self._tokens[select], *first])
         layers = self._cache.layers
         if not kept:
             layers[:] = [_Layer() for _ in read[0][1]]
@@ -81,10 +83,10 @@ class Rows:
             layer.join(select, longest, [states[number] for _, states in read])  # type: ignore[union-attr]
         self._lengths = [*lengths, *map(len, prompts)]
         columns = max(self._lengths)
-        read_so_far = torch.tensor(self._lengths, device=select.device)[:, None]
+        read_so_far = torch.tensor(self._lengths, device=self._device)[:, None]
         self._positions = read_so_far.clamp(max=self._last_position)
-        self._mask = _widen(torch.arange(columns, device=select.device) >= columns - read_so_far)
-        return [token for _, tokens in chosen for token in tokens]
+        self._mask = _widen(torch.arange(columns, device=self._device) >= columns - read_so_far)
+        return [token for _, numbers in chosen for token in numbers]
 
 
 def read_prompts(

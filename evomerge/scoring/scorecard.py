@@ -3,7 +3,7 @@
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,11 @@ import numpy as np
 
 from evomerge.errors import UserError
 from evomerge.files import replacing
+
+SMOOTH = "log_probability,reference"
+"""The metric that every task may have beside its own: per document, in nats, the log-probability
+of the right choice normalised over the choices, or the mean log-probability of the tokens of the
+reference (of several: of the most probable one)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,10 @@ class Scorecard:
     metrics: tuple[Metric, ...]
     per_document: Mapping[str, DocumentScores]
     """Task -> its scores."""
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """By phase: "model" for forward passes and decoding, "metric" for all else."""
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    """What was not done as usual, in words: memory that ran out, beginnings that are not shared."""
 
     def metric(self, task: str, name: str) -> Metric:
         """The metric of that task and "metric,filter" name; KeyError if it was not scored."""

@@ -6,14 +6,16 @@ What comes from lm-eval (its tasks and instances) is handed in; this file only a
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
+from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
-from evomerge.scoring.scorecard import DocumentScores, Metric
+from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Metric
 
 _RESAMPLES = 100
 
@@ -76,6 +78,9 @@ def prepare_task(request: TaskRequest, tasks: Sequence[Any]) -> PreparedTask:
 
     Raises UserError for a metric or filter that the task does not have.
     """
+    for task in tasks:
+        for name in ("doc_to_target", "doc_to_choice"):
+            _remember(task, name)
     metrics, filters = _shared_metrics(request, tasks), _shared_filters(tasks)
     metric = _choose(request, "metric", request.metric, metrics)
     chosen_filter = _choose(request, "filter", request.filter, filters)
@@ -96,47 +101,100 @@ def prepare_task(request: TaskRequest, tasks: Sequence[Any]) -> PreparedTask:
     )
 
 
-def collect_scores(
-    prepared: PreparedTask, numbers: Sequence[int], standard_error: StandardError
-) -> tuple[list[Metric], DocumentScores]:
-    """Metrics and scores per document, from the answers (`resps`) that the requests now hold.
+class FoundScores:
+    """The scores of one task's documents, as they are found.
 
-    numbers: the documents that were answered, ascending.
+    Once a document is added, its requests may be asked again for another candidate.
     """
-    raw = _raw_values(prepared, numbers)
-    metrics, values = [], {}
-    for (name, filter_name), by_document in raw.items():
-        task = prepared.tasks[0]
-        aggregation = task.aggregation().get(name)
-        if aggregation is None or (len(prepared.tasks) > 1 and name not in prepared.metrics):
-            continue
-        collected = list(by_document.values())
-        key = f"{name},{filter_name}"
-        value = float(aggregation(collected))
-        if value != value:
-            raise CandidateError(f"its metric {key} is NaN")
-        metrics.append(
-            Metric(
-                task=prepared.name,
-                name=key,
-                value=value,
-                standard_error=_standard_error(aggregation, collected, standard_error),
-                documents=len(collected),
-                higher_is_better=bool(task.higher_is_better()[name]),
+
+    def __init__(self, prepared: PreparedTask) -> None:
+        self._prepared = prepared
+        self._numbers: list[int] = []
+        self._raw: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+        self._smooth: dict[int, float] = {}
+
+    def refuse(self, numbers: Sequence[int]) -> None:
+        """Raises UserError where a document is there already."""
+        if again := set(numbers) & set(self._numbers):
+            raise UserError(
+                f"task {self._prepared.name!r}: documents {sorted(again)[:5]} were scored before; "
+                "expected each once"
             )
-        )
-        values[key] = tuple(
-            _document_value(by_document[number], aggregation)
-            if number in by_document
-            else float("nan")
-            for number in numbers
-        )
-    if prepared.objective not in values:
-        raise UserError(
-            f"task {prepared.name!r} gave no metric {prepared.objective!r}; "
-            + did_you_mean(prepared.objective, values)
-        )
-    return metrics, DocumentScores(documents=tuple(numbers), values=values)
+
+    def add(self, numbers: Sequence[int], *, metric: bool = True) -> None:
+        """Further documents; with metric: from the answers (`resps`) that their requests hold."""
+        self._numbers = sorted([*self._numbers, *numbers])
+        if metric:
+            for key, found in _raw_values(self._prepared, numbers).items():
+                self._raw[key].update(found)
+
+    def add_smooth(self, values: Mapping[int, float]) -> None:
+        """Document number -> its smooth score."""
+        self._smooth.update(values)
+
+    def per_document(self) -> DocumentScores:
+        """The scores of all documents so far."""
+        values = {}
+        for (name, filter_name), by_document in self._raw.items():
+            aggregation = self._aggregation(name)
+            if aggregation is not None:
+                values[f"{name},{filter_name}"] = tuple(
+                    _document_value(by_document[number], aggregation)
+                    if number in by_document
+                    else float("nan")
+                    for number in self._numbers
+                )
+        if self._raw and self._prepared.objective not in values:
+            raise UserError(
+                f"task {self._prepared.name!r} gave no metric {self._prepared.objective!r}; "
+                + did_you_mean(self._prepared.objective, values)
+            )
+        if self._smooth:
+            values[SMOOTH] = tuple(self._smooth[number] for number in self._numbers)
+        return DocumentScores(documents=tuple(self._numbers), values=values)
+
+    def metrics(self, standard_error: StandardError) -> list[Metric]:
+        """The task's metrics over all documents so far; CandidateError where one is NaN."""
+        metrics = []
+        for (name, filter_name), by_document in self._raw.items():
+            aggregation = self._aggregation(name)
+            if aggregation is None:
+                continue
+            collected = list(by_document.values())
+            value = float(aggregation(collected))
+            if value != value:
+                raise CandidateError(f"its metric {name},{filter_name} is NaN")
+            metrics.append(
+                Metric(
+                    task=self._prepared.name,
+                    name=f"{name},{filter_name}",
+                    value=value,
+                    standard_error=_standard_error(aggregation, collected, standard_error),
+                    documents=len(collected),
+                    higher_is_better=bool(self._prepared.tasks[0].higher_is_better()[name]),
+                )
+            )
+        known = [value for value in self._smooth.values() if value == value]
+        return [*metrics, *([_smooth_metric(self._prepared.name, known)] if known else [])]
+
+    def _aggregation(self, name: str) -> Callable[[Sequence[Any]], float] | None:
+        """None for what is not reported."""
+        prepared = self._prepared
+        if len(prepared.tasks) > 1 and name not in prepared.metrics:
+            return None
+        found: Callable[[Sequence[Any]], float] | None = prepared.tasks[0].aggregation().get(name)
+        return found
+
+
+def _smooth_metric(task: str, values: Sequence[float]) -> Metric:
+    return Metric(
+        task=task,
+        name=SMOOTH,
+        value=mean(values),
+        standard_error=stdev(values) / sqrt(len(values)) if len(values) > 1 else None,
+        documents=len(values),
+        higher_is_better=True,
+    )
 
 
 def _raw_values(
@@ -227,6 +285,23 @@ def _choose(request: TaskRequest, kind: str, wanted: str | None, known: Sequence
             f"task {request.name!r} has no {kind} {wanted!r}; " + did_you_mean(str(wanted), known)
         )
     return wanted
+
+
+def _remember(task: Any, name: str) -> None:
+    """Keeps what a method of the task says of a document: rendered once, not per candidate."""
+    method = getattr(task, name, None)
+    if method is None:
+        return
+    known: dict[int, tuple[Any, Any]] = {}
+
+    def remembered(doc: Any, *others: Any, **named: Any) -> Any:
+        if others or named:
+            return method(doc, *others, **named)
+        if id(doc) not in known:
+            known[id(doc)] = (doc, method(doc))  # with the document, whose id stays taken
+        return known[id(doc)][1]
+
+    setattr(task, name, remembered)
 
 
 def reset_answers(documents: Sequence[PreparedDocument]) -> None:

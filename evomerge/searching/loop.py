@@ -38,7 +38,7 @@ class Evaluate(Protocol):
     """Makes a recipe's weights and scores them on one side of the split."""
 
     def __call__(self, recipe: Recipe, documents: Side, /) -> tuple[Scorecard, Mapping[str, float]]:
-        """The scores, and the seconds spent by phase (merge, score)."""
+        """The scores, and the seconds spent by phase (merge, model, metric)."""
         ...
 
 
@@ -131,6 +131,8 @@ class Loop:
             write_documents(scorecard, self.folder.documents("search", trial.number))
             seconds["record"] = time.perf_counter() - before
             result = {"value": value, "metrics": to_json(scorecard.metrics), "seconds": seconds}
+            if scorecard.remarks:
+                result["remarks"] = list(scorecard.remarks)
             trial.set_user_attr(RESULT, result)
             self.study.tell(trial, value)
 

@@ -41,7 +41,8 @@ class TrialRecord:
     """The objective on the search documents; higher is better."""
     metrics: tuple[Metric, ...]
     seconds: Mapping[str, float]
-    """By phase: propose, merge, score, record."""
+    """By phase: propose, merge, model (forward passes and decoding), metric (the rest of scoring),
+    record."""
     failure: str | None
     started: datetime | None
     host: str | None

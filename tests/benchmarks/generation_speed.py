@@ -33,6 +33,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.language_model import LanguageModel
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
@@ -108,7 +109,7 @@ def contenders(work: Work, model: Any, tokenizer: Any) -> list[Contender]:
         stock = HFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=size, softmax_dtype="float32"
         )
-        own = LanguageModel(model, tokenizer, batch_size=size)
+        own = LanguageModel(model, tokenizer, budget=_budget(size))
 
         def stock_answers(stock: HFLM = stock) -> list[str]:
             requests = [
@@ -137,6 +138,12 @@ def contenders(work: Work, model: Any, tokenizer: Any) -> list[Contender]:
             )
         )
     return found
+
+
+def _budget(slots: int) -> BatchBudget:
+    """The smallest budget that gives so many slots."""
+    tokens = next(n for n in range(1, 2**20) if BatchBudget(n).texts == slots)
+    return BatchBudget(tokens)
 
 
 def _continuous(

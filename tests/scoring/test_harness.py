@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
-from evomerge.scoring.scorecard import Scorecard
-from evomerge.scoring.scorer import Scorer
+from evomerge.scoring.scorecard import SMOOTH, Scorecard
+from evomerge.scoring.scorer import Documents, Scorer, score_blocks
 from evomerge.scoring.tasks import TaskRequest
 
 TASKS = ("choice", "letter", "cloze", "text", "answer", "counted")
@@ -55,7 +57,13 @@ def stock(folder: Path, tokenizer: Any) -> Stock:
 @pytest.fixture(scope="module")
 def harness(folder: Path, tokenizer: Any) -> Harness:
     requests = [TaskRequest(name=name, folder=folder) for name in TASKS]
-    return Harness(requests, tokenizer, batch_size=8)
+    return Harness(requests, tokenizer, budget=BatchBudget(256))
+
+
+def score(scorer: Scorer, model: Any, documents: Documents) -> Scorecard:
+    """lm-eval's metrics alone."""
+    card = score_blocks(scorer, model, [documents])
+    return replace(card, metrics=tuple(m for m in card.metrics if m.name != SMOOTH))
 
 
 def every_document(harness: Harness) -> dict[str, range]:
@@ -75,7 +83,7 @@ def own_values(card: Scorecard, task: str, name: str) -> dict[int, float]:
 
 
 def test_all_kinds_of_tasks_equal_stock(harness: Harness, trained: Any, stock: Stock) -> None:
-    card = harness.score(trained, every_document(harness))
+    card = score(harness, trained, every_document(harness))
     result = stock(trained, list(TASKS))
     assert {metric.task for metric in card.metrics} == set(TASKS)
     for metric in card.metrics:
@@ -102,7 +110,7 @@ def test_all_kinds_of_tasks_equal_stock(harness: Harness, trained: Any, stock: S
 def test_log_likelihoods_and_answers_equal_stock(
     harness: Harness, trained: Any, stock: Stock
 ) -> None:
-    harness.score(trained, every_document(harness))
+    score(harness, trained, every_document(harness))
     result = stock(trained, list(TASKS))
     for task in TASKS:
         theirs = {row["doc_id"]: row["resps"] for row in result["samples"][task]}
@@ -118,9 +126,9 @@ def test_log_likelihoods_and_answers_equal_stock(
 def test_subset_has_the_scores_of_the_full_run(
     harness: Harness, trained: Any, stock: Stock
 ) -> None:
-    full = harness.score(trained, every_document(harness))
+    full = score(harness, trained, every_document(harness))
     numbers = {"choice": [30, 2, 17, 2], "counted": [5, 1], "answer": [9, 0, 33], "letter": [36]}
-    card = harness.score(trained, numbers)
+    card = score(harness, trained, numbers)
     for task, own in numbers.items():
         assert card.per_document[task].documents == tuple(sorted(set(own)))
         for name in AVERAGED[task]:
@@ -149,8 +157,8 @@ def test_chat_template_instruction_and_shots_equal_stock(
         )
         for name in tasks
     ]
-    harness = Harness(requests, tokenizer, batch_size=16)
-    card = harness.score(trained, every_document(harness))
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
+    card = score(harness, trained, every_document(harness))
     result = stock(
         trained,
         tasks,
@@ -163,14 +171,14 @@ def test_chat_template_instruction_and_shots_equal_stock(
         theirs = result["results"][metric.task][metric.name]
         assert metric.value == pytest.approx(theirs, rel=1e-5)
     perplexity = card.metric("cloze", "perplexity,none").value
-    plain = Harness([TaskRequest(name="cloze", folder=folder)], tokenizer, batch_size=16)
-    other = plain.score(trained, every_document(plain)).metric("cloze", "perplexity,none").value
+    plain = Harness([TaskRequest(name="cloze", folder=folder)], tokenizer, budget=BatchBudget(256))
+    other = score(plain, trained, every_document(plain)).metric("cloze", "perplexity,none").value
     assert perplexity != pytest.approx(other, rel=0.01)
 
 
 def test_bfloat16_equals_stock(harness: Harness, model: Any, stock: Stock) -> None:
     model = model.to(torch.bfloat16)
-    card = harness.score(model, {"cloze": range(37), "text": range(2)})
+    card = score(harness, model, {"cloze": range(37), "text": range(2)})
     result = stock(model, ["cloze", "text"])
     for task, name in (("cloze", "perplexity,none"), ("text", "bits_per_byte,none")):
         theirs = result["results"][task][name]
@@ -181,35 +189,35 @@ def test_bfloat16_equals_stock(harness: Harness, model: Any, stock: Stock) -> No
 def test_scores_follow_the_weights_and_come_back(harness: Harness, model: Any) -> None:
     scorer: Scorer = harness
     documents = every_document(harness)
-    first = scorer.score(model, documents)
+    first = score(scorer, model, documents)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.7)
-    changed = scorer.score(model, documents)
+    changed = score(scorer, model, documents)
     for task in TASKS:
         assert changed.per_document[task].values != first.per_document[task].values or (
             task == "counted"
         )
     fresh = type(model)(model.config).eval()
     fresh.load_state_dict(model.state_dict())
-    assert scorer.score(fresh, documents) == changed
+    assert score(scorer, fresh, documents) == changed
     model.load_state_dict(before)
-    assert scorer.score(model, documents) == first
+    assert score(scorer, model, documents) == first
 
 
 def test_a_model_offloaded_by_accelerate_has_equal_scores(harness: Harness, model: Any) -> None:
     documents = every_document(harness)
-    expected = harness.score(model, documents)
+    expected = score(harness, model, documents)
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert model.device.type == "meta"
-    assert harness.score(model, documents) == expected
+    assert score(harness, model, documents) == expected
 
 
 def test_perplexity_per_document(harness: Harness, trained: Any) -> None:
     """In the metric's own unit: bits per byte, averaged by bytes, are the metric."""
     documents = range(len(harness.documents("text")))
-    card = harness.score(trained, {"text": documents})
+    card = score(harness, trained, {"text": documents})
     bits = card.per_document["text"].values["bits_per_byte,none"]
     texts = [document.requests[0].doc["text"] for document in harness._tasks["text"].documents]
     lengths = [len(text.encode()) for text in texts]
@@ -234,7 +242,7 @@ def test_objective_is_the_first_metric_or_the_one_asked_for(folder: Path, tokeni
         TaskRequest(name="counted", folder=folder, filter="whole"),
         TaskRequest(name="cloze", folder=folder),
     ]
-    harness = Harness(requests, tokenizer, batch_size=8)
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
     objectives = [harness.objective(task) for task in harness.tasks]
     assert objectives == ["acc_norm,none", "exact_match,whole", "acc,none"]
 
@@ -243,10 +251,10 @@ def test_objective_is_the_first_metric_or_the_one_asked_for(folder: Path, tokeni
 def test_group_counts_every_document_the_same(
     name: str, folder: Path, tokenizer: Any, trained: Any, harness: Harness, stock: Stock
 ) -> None:
-    group = Harness([TaskRequest(name=name, folder=folder)], tokenizer, batch_size=8)
+    group = Harness([TaskRequest(name=name, folder=folder)], tokenizer, budget=BatchBudget(256))
     numbers = {name: [0, 3, 36, 37, 60]}
-    card = group.score(trained, numbers)
-    parts = harness.score(trained, {"choice": [0, 3, 36], "letter": [0, 23]})
+    card = score(group, trained, numbers)
+    parts = score(harness, trained, {"choice": [0, 3, 36], "letter": [0, 23]})
     expected = [
         *parts.per_document["choice"].values["acc,none"],
         *parts.per_document["letter"].values["acc,none"],
@@ -255,7 +263,7 @@ def test_group_counts_every_document_the_same(
     assert card.metric(name, "acc,none").value == pytest.approx(sum(expected) / 5)
     assert {metric.name for metric in card.metrics} == {"acc,none", "acc_norm,none"}
     if name == "pair":
-        whole = group.score(trained, every_document(group)).metric(name, "acc,none")
+        whole = score(group, trained, every_document(group)).metric(name, "acc,none")
         theirs = stock(trained, [name])["groups"][name]
         assert whole.value == pytest.approx(theirs["acc,none"])
         assert whole.documents == theirs["sample_len"]
@@ -265,14 +273,14 @@ def test_group_counts_every_document_the_same(
 def test_nan_weights_fail_the_candidate_and_no_later_one(
     task: str, harness: Harness, model: Any
 ) -> None:
-    good = harness.score(model, {task: [0, 1]})
+    good = score(harness, model, {task: [0, 1]})
     weight = model.model.layers[0].mlp.down_proj.weight
     kept = weight.detach().clone()
     weight.data.fill_(math.nan)
     with pytest.raises(CandidateError, match=f"task '{task}': the model's logits are not numbers"):
-        harness.score(model, {task: [0, 1]})
+        score(harness, model, {task: [0, 1]})
     weight.data.copy_(kept)
-    assert harness.score(model, {task: [0, 1]}) == good
+    assert score(harness, model, {task: [0, 1]}) == good
 
 
 @pytest.mark.parametrize("task", ["choice", "answer"])
@@ -281,16 +289,17 @@ def test_out_of_memory_names_the_batch_size(task: str, harness: Harness, model: 
         raise torch.OutOfMemoryError("no more")
 
     model.model.register_forward_pre_hook(exhaust)
-    with pytest.raises(CandidateError, match=f"'{task}': out of memory with batch_size 8 on cpu"):
-        harness.score(model, {task: [0]})
+    match = f"'{task}': out of memory with 64 tokens in a forward pass on cpu: no more"
+    with pytest.raises(CandidateError, match=match):
+        score(harness, model, {task: [0]})
 
 
 def test_unknown_documents_and_tasks(harness: Harness, trained: Any) -> None:
     with pytest.raises(UserError, match="did you mean 'choice'"):
-        harness.score(trained, {"choise": [0]})
+        score(harness, trained, {"choise": [0]})
     with pytest.raises(UserError, match=r"'choice': documents \[3\] to \[400\].*some of 0 to 36"):
-        harness.score(trained, {"choice": [3, 400]})
+        score(harness, trained, {"choice": [3, 400]})
     with pytest.raises(UserError, match="'choice': no documents were asked for"):
-        harness.score(trained, {"choice": []})
+        score(harness, trained, {"choice": []})
     with pytest.raises(UserError, match="is a Linear; expected one of transformers"):
-        harness.score(torch.nn.Linear(1, 1), {"choice": [0]})
+        score(harness, torch.nn.Linear(1, 1), {"choice": [0]})

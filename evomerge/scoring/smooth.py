@@ -1,0 +1,100 @@
+"""A smooth score per document: how probable the right answer is, where metrics count right ones.
+
+Multiple choice: log softmax of the choices' log-likelihoods at the right choice (of several right
+ones: their sum). Where the metric that counts is normalised by the choices' lengths, so are these.
+Otherwise: mean log-probability of the reference's tokens, in nats; of several references, the
+highest. For generation, the reference follows the prompt as the answers of few-shot examples do,
+and a stop string that is a line break belongs to it, so that answers which do not end count less.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.scoring.tasks import PreparedDocument, PreparedTask
+
+TextPair = tuple[str, str]
+"""Context and continuation."""
+
+
+class SmoothScores:
+    """What is asked for the smooth score of a task's documents, and what follows from it."""
+
+    def __init__(self, prepared: PreparedTask, *, chat_template: bool, end_of_text: str) -> None:
+        self._prepared = prepared
+        self._chat_template = chat_template
+        self._end_of_text = end_of_text
+        self._references: dict[int, tuple[TextPair, ...]] = {}
+
+    @property
+    def available(self) -> bool:
+        """Whether the task has something to be probable: judged by its first document."""
+        kind = self._kind(0)
+        if kind == "generate_until":
+            return bool(self.references(0))
+        return kind in ("loglikelihood", "loglikelihood_rolling") or bool(self._right_choices(0))
+
+    def references(self, number: int) -> tuple[TextPair, ...]:
+        """Pairs to be asked beside the document's own requests: those of generation."""
+        if self._kind(number) != "generate_until":
+            return ()
+        if number not in self._references:
+            self._references[number] = self._reference_pairs(self._document(number))
+        return self._references[number]
+
+    def value(self, number: int, log_likelihoods: Sequence[float], tokens: Sequence[int]) -> float:
+        """The score; NaN where the document has no reference.
+
+        log_likelihoods: of the document's references, or else of its own requests, in nats;
+        tokens: of how many tokens each is.
+        """
+        if not log_likelihoods:
+            return float("nan")
+        if self._kind(number) != "multiple_choice":
+            return max(x / count for x, count in zip(log_likelihoods, tokens, strict=True))
+        document = self._document(number)
+        choices = document.task.doc_to_choice(_doc(document))
+        scores = np.array(log_likelihoods[: len(choices)])
+        if self._prepared.objective.startswith("acc_norm"):
+            scores = scores / [len(choice) for choice in choices]
+        elif self._prepared.objective.startswith("acc_bytes"):
+            scores = scores / [len(choice.encode()) for choice in choices]
+        right = self._right_choices(number)
+        if not right:
+            return float("nan")
+        return float(np.logaddexp.reduce(scores[right]) - np.logaddexp.reduce(scores))
+
+    def _kind(self, number: int) -> str:
+        return str(self._document(number).task.OUTPUT_TYPE)
+
+    def _document(self, number: int) -> PreparedDocument:
+        return self._prepared.documents[number]
+
+    def _right_choices(self, number: int) -> list[int]:
+        """Places of the right choices, as lm-eval's process_results finds them."""
+        document = self._document(number)
+        task, doc = document.task, _doc(document)
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        choices = task.doc_to_choice(doc)
+        places = gold if isinstance(gold, list) else [gold]
+        places = [choices.index(p) if isinstance(p, str) and p in choices else p for p in places]
+        return [place for place in places if isinstance(place, int) and 0 <= place < len(choices)]
+
+    def _reference_pairs(self, document: PreparedDocument) -> tuple[TextPair, ...]:
+        task, (context, settings) = document.task, document.requests[0].args
+        target = task.doc_to_target(_doc(document))
+        targets = target if isinstance(target, list) else [target]
+        before = "" if self._chat_template else str(task.config.target_delimiter)
+        after = self._end_of_text if self._chat_template else _line_break(settings.get("until"))
+        return tuple((context, f"{before}{text}{after}") for text in map(str, targets) if text)
+
+
+def _doc(document: PreparedDocument) -> Any:
+    return document.requests[0].doc
+
+
+def _line_break(until: str | Sequence[str] | None) -> str:
+    """The first stop string that is a line break; else nothing."""
+    stops = [until] if isinstance(until, str) else until or []
+    return next((stop for stop in stops if stop and not stop.strip(" \n")), "")
