@@ -39,6 +39,7 @@ from evomerge.scoring.language_model import LanguageModel
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 SIZES = (16, 64)
 """Texts at once: lm-eval's batch size, and slots."""
+TITLE = "# Speed of greedy generation\n"
 PAGE = 16  # tokens of a page of continuous batching
 CLOCK: list[Callable[[], float]] = [time.perf_counter]
 """What seconds are counted by; the processor's where others use the machine too."""
@@ -264,8 +265,9 @@ def main() -> None:
     print("\n".join(lines))
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with (arguments.out / "README.md").open("a", encoding="utf-8") as file:
-            file.write("\n".join([*lines, ""]))
+        page = arguments.out / "README.md"
+        before = page.read_text(encoding="utf-8") if page.exists() else TITLE
+        page.write_text("\n".join([before, *lines]), encoding="utf-8")
 
 
 def _hardware(device: torch.device) -> str:
