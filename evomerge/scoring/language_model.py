@@ -27,9 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.forward_pass import ForwardPass, prepare_pass, run_pass
-from evomerge.scoring.greedy import decode, decodes_greedily
+from evomerge.scoring.greedy import Answer, decode, decodes_greedily
 from evomerge.scoring.likelihood import Pair, plan_passes
 from evomerge.scoring.logits import input_device, sliding_window, why_nothing_is_shared
+from evomerge.scoring.stopping import StopCheck
 from evomerge.scoring.trunks import Trunks
 
 _LOG = logging.getLogger(__name__)
@@ -267,25 +268,22 @@ class LanguageModel:
 
     def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[str]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
-        order = sorted(range(len(texts)), key=lambda place: (-len(prompts[place]), texts[place]))
-        answers = [""] * len(texts)
-        for start in range(0, len(order), self._budget.texts):
-            places = order[start : start + self._budget.texts]
-            batch = [prompts[place] for place in places]
-            found = self._within_memory(partial(self._decode, batch, decoding))
-            for place, tokens in zip(places, found, strict=True):
-                answers[place] = postprocess_generated_text(
-                    self._stock.tok_decode(tokens), list(decoding.until), think_end_token=None
-                )
-        return answers
+        answers = self._within_memory(partial(self._decode, prompts, decoding))
+        return [
+            postprocess_generated_text(
+                self._stock.tok_decode(answer.tokens), list(decoding.until), think_end_token=None
+            )
+            for answer in answers
+        ]
 
-    def _decode(self, prompts: Sequence[Sequence[int]], decoding: _Decoding) -> list[list[int]]:
+    def _decode(self, prompts: Sequence[Sequence[int]], decoding: _Decoding) -> list[Answer]:
         return decode(
             self.model,
             prompts,
+            slots=self._budget.texts,
             max_new_tokens=decoding.max_new_tokens,
             end_tokens=self._end_tokens(),
-            stopped=self._stop_check(decoding.until),
+            stopped=StopCheck(self._tokenizer, decoding.until),
         )
 
     def _end_tokens(self) -> frozenset[int]:
@@ -293,22 +291,6 @@ class LanguageModel:
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self._stock.eot_token_id) if end is not None)
-
-    def _stop_check(self, until: Sequence[str]) -> Any:
-        """A function that looks for a stop text at the end of answers, given as tokens.
-
-        As in lm-eval, it decodes two tokens more than the stop text has, because a model may
-        spell it in other tokens.
-        """
-        stops = [stop for stop in until if stop]
-        encode = self._tokenizer.encode
-        window = 2 + max(len(encode(stop, add_special_tokens=False)) for stop in stops)
-
-        def stopped(answers: list[list[int]]) -> list[bool]:
-            ends = self._tokenizer.batch_decode([answer[-window:] for answer in answers])
-            return [any(stop in end for stop in stops) for end in ends]
-
-        return stopped
 
     def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
         remark = (
