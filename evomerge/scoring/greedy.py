@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +24,15 @@ _HARMLESS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What `decode` makes of one prompt."""
+
+    tokens: list[int]
+    cut_off: bool
+    """Whether max_new_tokens ended it."""
+
+
 def decodes_greedily(model: PreTrainedModel) -> bool:
     """Whether `decode` does for this model what its own `generate(do_sample=False)` does.
 
@@ -42,7 +52,7 @@ def decode(
     max_new_tokens: int,
     end_tokens: AbstractSet[int],
     stopped: Callable[[list[list[int]]], list[bool]],
-) -> list[list[int]]:
+) -> list[Answer]:
     """The most probable next tokens of every prompt, run as one batch.
 
     An answer ends with, and includes, the first of `end_tokens`, or the token after which
@@ -81,7 +91,9 @@ def decode(
             tokens, mask = tokens[rows], mask[rows]
             running = [running[row] for row in keep]
         mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-    return answers
+    return [
+        Answer(tokens=tokens, cut_off=not end) for tokens, end in zip(answers, ended, strict=True)
+    ]
 
 
 def _append(

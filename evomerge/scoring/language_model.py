@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.answers import Generated
 from evomerge.scoring.greedy import decode, decodes_greedily
 from evomerge.scoring.likelihood import Pair, plan_passes, run_pass
 from evomerge.scoring.logits import input_device, keeps_keys_and_values
@@ -108,13 +109,13 @@ class LanguageModel:
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Generated]:
         """The answer to each (prompt, generation settings as lm-eval's tasks write them).
 
         Greedy decoding is run here; whatever else the settings ask for, by lm-eval's own HFLM,
         from the same random seed at each call.
         """
-        answers = [""] * len(prompts)
+        answers: dict[int, Generated] = {}
         groups: dict[Hashable, list[int]] = {}
         for place, (_, settings) in enumerate(prompts):
             groups.setdefault(repr(sorted(settings.items())), []).append(place)
@@ -128,7 +129,7 @@ class LanguageModel:
             )
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
-        return answers
+        return [answers[place] for place in range(len(prompts))]
 
     # --- tokens -------------------------------------------------------------------------------
 
@@ -208,10 +209,10 @@ class LanguageModel:
         stops = tuple(handle_stop_sequences(list(until), eos=end))
         return _Decoding(until=stops, max_new_tokens=max_new_tokens)
 
-    def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[str]:
+    def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[Generated]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
         order = sorted(range(len(texts)), key=lambda place: (-len(prompts[place]), texts[place]))
-        answers = [""] * len(texts)
+        answers: dict[int, Generated] = {}
         for start in range(0, len(order), self._batch_size):
             places = order[start : start + self._batch_size]
             with self._at_work():
@@ -222,11 +223,14 @@ class LanguageModel:
                     end_tokens=self._end_tokens(),
                     stopped=self._stop_check(decoding.until),
                 )
-            for place, tokens in zip(places, found, strict=True):
-                answers[place] = postprocess_generated_text(
-                    self._stock.tok_decode(tokens), list(decoding.until), think_end_token=None
+            for place, answer in zip(places, found, strict=True):
+                text = self._stock.tok_decode(answer.tokens)
+                answers[place] = Generated(
+                    text=postprocess_generated_text(text, list(decoding.until), None),
+                    cut_off=answer.cut_off,
+                    limit=decoding.max_new_tokens,
                 )
-        return answers
+        return [answers[place] for place in range(len(texts))]
 
     def _end_tokens(self) -> frozenset[int]:
         """Those of the model's generation config, and the tokenizer's."""
@@ -250,7 +254,7 @@ class LanguageModel:
 
         return stopped
 
-    def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[Generated]:
         if not self._told:
             self._told = True
             _LOG.warning(
@@ -266,8 +270,14 @@ class LanguageModel:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self._at_work():
             torch.manual_seed(_SAMPLING_SEED)
-            answers: list[str] = self._stock.generate_until(requests, disable_tqdm=True)
-        return answers
+            texts = self._stock.generate_until(requests, disable_tqdm=True)
+        limit = normalize_gen_kwargs(dict(settings), self._stock.max_gen_toks)["max_gen_toks"]
+        # The stock says only the text: as many tokens as were allowed is taken for cut off.
+        lengths = [len(self._stock.tok_encode(text, add_special_tokens=False)) for text in texts]
+        return [
+            Generated(text=text, cut_off=length >= limit, limit=limit)
+            for text, length in zip(texts, lengths, strict=True)
+        ]
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
