@@ -94,10 +94,8 @@ def examine(answers: Sequence[Generated], found: Sequence[bool]) -> AnswerHealth
 def ends_in_a_loop(text: str) -> bool:
     """Whether the text repeats some characters to its end, as `AnswerHealth.repeated` says.
 
-    White space at the end does not count. With a period of p characters, the end that must repeat
-    has max(20, 3p, half of all) characters.
+    With a period of p characters, the end that must repeat has max(20, 3p, half of all) characters.
     """
-    text = text.rstrip()
     # Any such end has at least 13 characters that stand again one period before: look for 10.
     tail = text[-10:]
     place = text.rfind(tail, 0, len(text) - 1)
