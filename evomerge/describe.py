@@ -13,6 +13,7 @@ from evomerge.model_card import SAMPLES, lm_eval_commands
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
+from evomerge.searching.record import TrialRecord
 
 if TYPE_CHECKING:
     from evomerge.verbs import Check, Outcome
@@ -106,16 +107,16 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     ]
     if report.holdout:
         lines += ["", "holdout documents, in points (percent):", "", _table(report)]
-        lines += _doubts(report, list(report.holdout))
+        lines += _doubts(report, [r for r in report.records if r.number in report.holdout])
     elif report.ranked:
         lines += ["", "search documents, in points (percent):", ""]
         best = report.ranked[:10]
         lines += [
-            f"{'!' if report.warnings(record.number) else ' '} {record.name:24} "
+            f"{'!' if report.warnings(record) else ' '} {record.name:24} "
             f"{100 * (record.value or 0):6.2f}"
             for record in best
         ]
-        lines += _doubts(report, [record.number for record in best])
+        lines += _doubts(report, best)
     if seconds := report.median_seconds():
         lines += ["", "median seconds per trial: "]
         lines[-1] += ", ".join(f"{phase} {spent:.3f}" for phase, spent in seconds.items())
@@ -132,19 +133,18 @@ def describe_run(run: Path, storage: str | None = None) -> str:
             f"Optimism: its score on the search documents is {100 * report.verdict.optimism:+.1f} "
             "points from that on the holdout.",
         ]
-        if doubts := report.warnings(report.verdict.winner):
+        if doubts := report.warnings(report.by_number[report.verdict.winner]):
             lines += ["But the winner's score is in doubt:", *(f"  {doubt}" for doubt in doubts)]
     return "\n".join(lines)
 
 
-def _doubts(report: RunReport, numbers: Sequence[int]) -> list[str]:
-    """The warnings of those that are marked in the table above."""
-    found = {number: report.warnings(number) for number in numbers}
-    lines = [
-        f"! {report.by_number[number].name}: {'; '.join(doubts)}"
-        for number, doubts in found.items()
-        if doubts
-    ]
+def _doubts(report: RunReport, records: Sequence[TrialRecord]) -> list[str]:
+    """The warnings of those that are marked in the table above, equal ones once."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if doubts := report.warnings(record):
+            found.setdefault("; ".join(doubts), []).append(record.name)
+    lines = [f"! {', '.join(names)}: {doubts}" for doubts, names in found.items()]
     return ["", "! scores in doubt:", *lines] if lines else []
 
 
@@ -181,7 +181,7 @@ def _table(report: RunReport) -> str:
     ):
         record = report.by_number[number]
         star = "*" if report.verdict is not None and number == report.verdict.winner else ""
-        star += "!" if report.warnings(number) else ""
+        star += "!" if report.warnings(record) else ""
         rows.append(
             [
                 star,

@@ -55,10 +55,9 @@ class RunReport:
         """Scored trials of distinct weights, best on the search documents first."""
         return rank(list(self.records))
 
-    def warnings(self, number: int) -> list[str]:
+    def warnings(self, record: TrialRecord) -> list[str]:
         """Why a trial's scores are in doubt; nothing where they are not."""
-        record, base = self.by_number[number], base_of(self.records)
-        return score_warnings(record, base, self.holdout_answers)
+        return score_warnings(record, base_of(self.records), self.holdout_answers)
 
     def counts(self) -> dict[str, int]:
         """State -> number of trials."""
@@ -100,7 +99,7 @@ class RunReport:
                 if (answers := record.answers.get(task)) is not None:
                     row |= {f"{task} {share}": getattr(answers, share) for share in SHARES}
             row |= {f"{phase} seconds": spent for phase, spent in record.seconds.items()}
-            doubts = "; ".join(self.warnings(record.number))
+            doubts = "; ".join(self.warnings(record))
             rows.append({**row, "failure": record.failure, "warnings": doubts})
         return pd.DataFrame(rows).set_index("number")
 
@@ -174,7 +173,7 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             color=colour,
             label=label,
         )
-    doubted = [record for record in scored if report.warnings(record.number)]
+    doubted = [record for record in scored if report.warnings(record)]
     if doubted:
         axes.scatter(
             [record.number for record in doubted],
@@ -236,8 +235,8 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
         return
     ordered = sorted(report.holdout.items(), key=lambda item: report.objective.value(item[1]))
     names = [
-        report.by_number[number].name + (" (in doubt)" if report.warnings(number) else "")
-        for number, _ in ordered
+        record.name + (" (in doubt)" if report.warnings(record) else "")
+        for record in (report.by_number[number] for number, _ in ordered)
     ]
     values = [100 * report.objective.value(metrics) for _, metrics in ordered]
     winner = None if report.verdict is None else report.verdict.winner

@@ -126,12 +126,11 @@ def warnings(answers: Answers, base: Answers | None) -> list[str]:
 
 def _warnings(health: AnswerHealth, base: AnswerHealth | None) -> Iterator[str]:
     said = {
-        "cut_off": f"were cut off at {_tokens(health.limit)}{{}}; raise max_gen_toks, or look "
-        "whether its `until` ends answers",
-        "empty": "are empty{}; look at the prompt, and at `until`",
-        "repeated": "repeat themselves to the end{}; what is merged there may be damaged, or the "
-        "prompt unlike what it was trained on",
-        "not_found": "were not found by the filter{}; look whether the filter fits how it answers",
+        "cut_off": f"were cut off at {_tokens(health.limit)}{{}}; raise max_gen_toks, unless they "
+        "ramble",
+        "empty": "are empty{}; look at `until` and the prompt",
+        "repeated": "repeat themselves to the end{}; merge less, or look at the prompt",
+        "not_found": "were not found by the filter{}; look whether it fits them",
     }
     for name, words in said.items():
         share = getattr(health, name)
