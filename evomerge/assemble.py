@@ -29,6 +29,7 @@ from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
 from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
@@ -54,6 +55,8 @@ class Bench:
     """Models, seed and dtype of every recipe; no rules."""
     models: Models
     scorer: Scorer
+    budget: BatchBudget
+    """Of the scorer's forward passes."""
     splits: Mapping[str, Split]
     objective: Objective
     space: Space
@@ -82,7 +85,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
     models = open_models(
         template, trust_remote_code=config.trust_remote_code, relative_to=loaded.folder
     )
-    harness = _harness(loaded, models)
+    budget = BatchBudget(config.batch_tokens)
+    harness = _harness(loaded, models, budget)
     splits = {
         name: split_documents(
             task=name,
@@ -107,6 +111,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         template=template,
         models=models,
         scorer=harness,
+        budget=budget,
         splits=splits,
         objective=Objective(targets=targets),
         space=space,
@@ -165,6 +170,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
         run=bench.run,
     )
     bench.models.hold(bench.memory.placement, workspace.devices)
+    bench.budget.settle(workspace.model)
 
     def evaluate(
         recipe: Recipe, documents: Documents | Side
@@ -210,7 +216,7 @@ def identity(bench: Bench) -> dict[str, Any]:
         "sampler": config.sampler,
         "seed": config.seed,
         "dtype": bench.template.dtype,
-        "batch_size": config.batch_size,
+        "batch_tokens": config.batch_tokens,
     }
     if bench.models.digest is not None:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
@@ -229,7 +235,6 @@ def asked(bench: Bench) -> dict[str, Any]:
             "chat_template": request.chat_template,
             "system_instruction": request.system_instruction,
             "dtype": bench.template.dtype,
-            "batch_size": bench.loaded.config.batch_size,
         }
         for request in _requests(bench.loaded)
     }
@@ -275,13 +280,13 @@ def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
     return known[named]
 
 
-def _harness(loaded: LoadedConfig, models: Models) -> Harness:
+def _harness(loaded: LoadedConfig, models: Models, budget: BatchBudget) -> Harness:
     config = loaded.config
     found = models.vocabularies
     return Harness(
         _requests(loaded),
         load_tokenizer(models.base.folder) if found is None else found.tokenizer,
-        batch_size=config.batch_size,
+        budget=budget,
         allow_code=config.allow_code,
     )
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
 from evomerge.scoring.answers import Generated, examine
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.extraction import Extraction
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
@@ -38,9 +39,8 @@ from evomerge.scoring.tasks import (
 class Harness:
     """The scorer that runs lm-eval's tasks.
 
-    batch_size: texts per forward pass, the same for all candidates, because the last digits of
-    bfloat16 results depend on it. max_length: tokens of prompt and answer together; None: what
-    the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
+    budget: how much a forward pass takes. max_length: tokens of prompt and answer together; None:
+    what the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
     Python code that a task in a local folder brings along, and tasks that run the model's answers
     as code.
 
@@ -52,7 +52,7 @@ class Harness:
         requests: Sequence[TaskRequest],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        budget: BatchBudget,
         max_length: int | None = None,
         seed: int = 1234,
         allow_code: bool = False,
@@ -61,7 +61,7 @@ class Harness:
         if not names or len(set(names)) < len(names):
             raise UserError(f"tasks are {names}; expected at least one, and each only once")
         self._tokenizer = tokenizer
-        self._batch_size = batch_size
+        self._budget = budget
         self._max_length = max_length
         self._language_model: LanguageModel | None = None
         managers: dict[Path | None, TaskManager] = {}
@@ -113,7 +113,7 @@ class Harness:
             language_model = self._language_model = LanguageModel(
                 model,
                 self._tokenizer,
-                batch_size=self._batch_size,
+                budget=self._budget,
                 max_length=self._max_length,
             )
         language_model.weights_changed()
@@ -181,6 +181,7 @@ class HarnessScoring:
             per_document=per_document,
             answers={n: examine(own, self._extracted[n]) for n, own in self._generated.items()},
             seconds={"model": model, "metric": total - model},
+            remarks=self._model.remarks,
         )
 
     def _metric_wanted(self, name: str) -> bool:

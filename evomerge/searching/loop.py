@@ -137,6 +137,8 @@ class Loop:
                 "answers": answers_to_json(scorecard.answers),
                 "seconds": seconds,
             }
+            if scorecard.remarks:
+                result["remarks"] = list(scorecard.remarks)
             trial.set_user_attr(RESULT, result)
             self.study.tell(trial, value)
 
