@@ -19,6 +19,7 @@ from evomerge.scoring.answers import (
     examine,
     warnings,
 )
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.scorer import score_blocks
@@ -30,7 +31,7 @@ FIRST = {"function": "take_first"}
 
 
 def generate(model: Any, tokenizer: Any, **settings: Any) -> list[Any]:
-    language_model = LanguageModel(model, tokenizer, batch_size=4)
+    language_model = LanguageModel(model, tokenizer, budget=BatchBudget(256))
     return language_model.generate([(question, settings) for question in QUESTIONS])
 
 
@@ -135,7 +136,7 @@ def test_loops_are_those_of_the_definition(
 
 def harness_of(folder: Path, tokenizer: Any, *names: str, **settings: Any) -> Harness:
     requests = [TaskRequest(name=name, folder=folder, **settings) for name in names]
-    return Harness(requests, tokenizer, batch_size=8)
+    return Harness(requests, tokenizer, budget=BatchBudget(256))
 
 
 def test_tasks_that_generate_have_figures_and_others_none(
