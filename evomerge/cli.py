@@ -131,7 +131,8 @@ def inspect(
 def check(
     config: Config,
     probe: Annotated[
-        bool, typer.Option(help="Also time one candidate on a few documents, for the forecast.")
+        bool,
+        typer.Option(help="Also score the base, and time a candidate, on a few documents."),
     ] = True,
 ) -> None:
     """Tells all that can be known before a search: models, groups, memory, forecast."""

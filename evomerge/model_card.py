@@ -9,8 +9,8 @@ import yaml
 
 from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
-from evomerge.searching.finalists import HOLDOUT, read_verdict
-from evomerge.searching.record import TrialRecord
+from evomerge.searching.finalists import HOLDOUT, holdout_answers, read_verdict, score_warnings
+from evomerge.searching.record import TrialRecord, base_of
 from evomerge.searching.study import TASKS
 
 SAMPLES = "search_documents.json"
@@ -97,6 +97,8 @@ def _scores(
             "higher than there.",
             "",
         ]
+    if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):
+        lines += ["These scores are in doubt:", "", *(f"- {doubt}" for doubt in doubts), ""]
     for title, rows in (
         ("Holdout documents", {n: m for n, m in held.items() if m}),
         ("Search documents", {record.number: record.metrics}),

@@ -13,10 +13,17 @@ from matplotlib.figure import Figure
 
 from evomerge.errors import UserError
 from evomerge.recipe import Recipe
+from evomerge.scoring.answers import SHARES, Answers
 from evomerge.scoring.scorecard import Metric, from_json
-from evomerge.searching.finalists import holdout_metrics, rank, read_verdict
+from evomerge.searching.finalists import (
+    holdout_answers,
+    holdout_metrics,
+    rank,
+    read_verdict,
+    score_warnings,
+)
 from evomerge.searching.objective import Objective, Target
-from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import OBJECTIVE, TASKS, find_study
 from evomerge.searching.verdict import Verdict
@@ -31,6 +38,8 @@ class RunReport:
     objective: Objective
     holdout: Mapping[int, Mapping[str, Metric]]
     """Trial number -> task -> its metric on the holdout documents."""
+    holdout_answers: Mapping[int, Answers]
+    """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
     tasks: Mapping[str, Any]
     """Task -> how it is asked."""
@@ -45,6 +54,10 @@ class RunReport:
     def ranked(self) -> list[TrialRecord]:
         """Scored trials of distinct weights, best on the search documents first."""
         return rank(list(self.records))
+
+    def warnings(self, record: TrialRecord) -> list[str]:
+        """Why a trial's scores are in doubt; nothing where they are not."""
+        return score_warnings(record, base_of(self.records), self.holdout_answers)
 
     def counts(self) -> dict[str, int]:
         """State -> number of trials."""
@@ -66,7 +79,8 @@ class RunReport:
 
     def trials(self) -> pd.DataFrame:
         """One row per trial: number, name, baseline, state, value, task metrics on search and
-        holdout documents (`capital`, `capital holdout`), seconds by phase, failure.
+        holdout documents (`capital`, `capital holdout`), shares of its answers to the search
+        documents (`capital cut_off`, `capital empty`, ...), seconds by phase, failure, warnings.
         """
         rows = []
         for record in self.records:
@@ -82,8 +96,11 @@ class RunReport:
                 row[task] = chosen.get((task, target.metric))
                 held = self.holdout.get(record.number, {}).get(task)
                 row[f"{task} holdout"] = None if held is None else held.value
+                if (answers := record.answers.get(task)) is not None:
+                    row |= {f"{task} {share}": getattr(answers, share) for share in SHARES}
             row |= {f"{phase} seconds": spent for phase, spent in record.seconds.items()}
-            rows.append({**row, "failure": record.failure})
+            doubts = "; ".join(self.warnings(record))
+            rows.append({**row, "failure": record.failure, "warnings": doubts})
         return pd.DataFrame(rows).set_index("number")
 
     def coefficients(self, number: int) -> pd.DataFrame:
@@ -121,6 +138,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         records=tuple(read_trials(study)),
         objective=objective,
         holdout=holdout,
+        holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
         tasks=attributes[TASKS],
         running=_locked(folder.path / "lock"),
@@ -154,6 +172,16 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             s=14,
             color=colour,
             label=label,
+        )
+    doubted = [record for record in scored if report.warnings(record)]
+    if doubted:
+        axes.scatter(
+            [record.number for record in doubted],
+            [100 * (record.value or 0.0) for record in doubted],
+            s=18,
+            color="tab:red",
+            marker="x",
+            label="in doubt (evomerge status says why)",
         )
     best, steps = float("-inf"), []
     for record in scored:
@@ -206,7 +234,10 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
         axes.set_axis_off()
         return
     ordered = sorted(report.holdout.items(), key=lambda item: report.objective.value(item[1]))
-    names = [report.by_number[number].name for number, _ in ordered]
+    names = [
+        record.name + (" (in doubt)" if report.warnings(record) else "")
+        for record in (report.by_number[number] for number, _ in ordered)
+    ]
     values = [100 * report.objective.value(metrics) for _, metrics in ordered]
     winner = None if report.verdict is None else report.verdict.winner
     colours = ["tab:green" if number == winner else "tab:gray" for number, _ in ordered]

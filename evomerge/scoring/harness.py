@@ -6,7 +6,8 @@ passes and little else, and a subset of documents has the prompts that it has in
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.answers import Generated, examine
 from evomerge.scoring.batch_budget import BatchBudget
+from evomerge.scoring.extraction import Extraction
 from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
@@ -153,6 +156,9 @@ class HarnessScoring:
         self._model = model
         self._kinds = kinds
         self._found: dict[str, FoundScores] = {}
+        self._extractions = {name: Extraction(task) for name, task in tasks.items()}
+        self._generated: dict[str, list[Generated]] = defaultdict(list)
+        self._extracted: dict[str, list[bool]] = defaultdict(list)
         self._seconds = 0.0
 
     def add(self, documents: Documents) -> dict[str, DocumentScores]:
@@ -172,6 +178,9 @@ class HarnessScoring:
             self._answer(ordered)
             for name, numbers in ordered.items():
                 self._found[name].add(numbers, metric=self._metric_wanted(name))
+                if self._metric_wanted(name):
+                    own = [self._tasks[name].documents[number] for number in numbers]
+                    self._extracted[name] += self._extractions[name].found(own)
                 if "smooth" in self._kinds and self._smooth[name].available:
                     self._found[name].add_smooth(self._smooth_values(name, numbers))
             found = {name: scores.per_document() for name, scores in self._found.items()}
@@ -193,6 +202,7 @@ class HarnessScoring:
         return Scorecard(
             metrics=tuple(metrics),
             per_document=per_document,
+            answers={n: examine(own, self._extracted[n]) for n, own in self._generated.items()},
             seconds={"model": model, "metric": total - model},
             remarks=self._model.remarks,
         )
@@ -226,14 +236,28 @@ class HarnessScoring:
         self._references = dict(zip(pairs[count:], found[count:], strict=True))
         texts = [request.args[0] for request in asked["loglikelihood_rolling"]]
         prompts = [request.args for request in asked["generate_until"]]
+        generated = self._model.generate(prompts)
+        self._keep_generated(documents, zip(asked["generate_until"], generated, strict=True))
         answers: list[tuple[str, Sequence[Any]]] = [
             ("loglikelihood", found[:count]),
             ("loglikelihood_rolling", self._model.rolling_log_likelihoods(texts)),
-            ("generate_until", self._model.generate(prompts)),
+            ("generate_until", [answer.text for answer in generated]),
         ]
         for kind, own_answers in answers:
             for request, answer in zip(asked[kind], own_answers, strict=True):
                 request.resps.append(answer)
+
+    def _keep_generated(
+        self, documents: Mapping[str, Sequence[int]], generated: Iterable[tuple[Any, Generated]]
+    ) -> None:
+        owners = {
+            id(request): name
+            for name, numbers in documents.items()
+            for number in numbers
+            for request in self._tasks[name].documents[number].requests
+        }
+        for request, answer in generated:
+            self._generated[owners[id(request)]].append(answer)
 
     def _smooth_values(self, name: str, numbers: Sequence[int]) -> dict[int, float]:
         smooth, model, values = self._smooth[name], self._model, {}

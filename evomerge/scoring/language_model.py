@@ -25,6 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.answers import Generated
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.forward_pass import ForwardPass, prepare_pass, run_pass
 from evomerge.scoring.greedy import Answer, decode, decodes_greedily
@@ -157,13 +158,13 @@ class LanguageModel:
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Generated]:
         """The answer to each (prompt, generation settings as lm-eval's tasks write them).
 
         Greedy decoding is run here; whatever else the settings ask for, by lm-eval's own HFLM,
         from the same random seed at each call.
         """
-        answers = [""] * len(prompts)
+        answers: dict[int, Generated] = {}
         groups: dict[Hashable, list[int]] = {}
         for place, (_, settings) in enumerate(prompts):
             groups.setdefault(repr(sorted(settings.items())), []).append(place)
@@ -177,7 +178,7 @@ class LanguageModel:
             )
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
-        return answers
+        return [answers[place] for place in range(len(prompts))]
 
     @property
     def encoding(self) -> str:
@@ -273,12 +274,16 @@ class LanguageModel:
         stops = tuple(handle_stop_sequences(list(until), eos=end))
         return _Decoding(until=stops, max_new_tokens=max_new_tokens)
 
-    def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[str]:
+    def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[Generated]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
         answers = self._within_memory(partial(self._decode, prompts, decoding))
         return [
-            postprocess_generated_text(
-                self._stock.tok_decode(answer.tokens), list(decoding.until), think_end_token=None
+            Generated(
+                text=postprocess_generated_text(
+                    self._stock.tok_decode(answer.tokens), list(decoding.until), None
+                ),
+                cut_off=answer.cut_off,
+                limit=decoding.max_new_tokens,
             )
             for answer in answers
         ]
@@ -299,7 +304,7 @@ class LanguageModel:
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self._stock.eot_token_id) if end is not None)
 
-    def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[Generated]:
         remark = (
             f"generation settings {dict(settings)} of the task, or those of the model, go beyond "
             "greedy decoding: lm-eval's slower generation is used, from the same seed each time"
@@ -321,7 +326,14 @@ class LanguageModel:
             return found
 
         with torch.random.fork_rng(devices=devices):
-            return self._within_memory(answer)
+            found = self._within_memory(answer)
+        limit = normalize_gen_kwargs(dict(settings), self._stock.max_gen_toks)["max_gen_toks"]
+        # The stock says only the text: as many tokens as were allowed is taken for cut off.
+        lengths = [len(self._stock.tok_encode(text, add_special_tokens=False)) for text in found]
+        return [
+            Generated(text=text, cut_off=length >= limit, limit=limit)
+            for text, length in zip(found, lengths, strict=True)
+        ]
 
     def _within_memory(self, work: Callable[[], T]) -> T:
         """What `work` returns, done with a smaller budget where memory ran out; counts seconds."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.errors import UserError
 from evomerge.files import replacing
+from evomerge.scoring.answers import AnswerHealth
 
 SMOOTH = "log_probability,reference"
 """The metric that every task may have beside its own: per document, in nats, the log-probability
@@ -53,6 +54,8 @@ class Scorecard:
     metrics: tuple[Metric, ...]
     per_document: Mapping[str, DocumentScores]
     """Task -> its scores."""
+    answers: Mapping[str, AnswerHealth] = field(default_factory=dict)
+    """Task -> how its answers ended; without the tasks that generated nothing."""
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     """By phase: "model" for forward passes and decoding, "metric" for all else."""
     remarks: tuple[str, ...] = field(default=(), compare=False)

@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 
 from evomerge.errors import CandidateError
+from evomerge.scoring.answers import Answers, answers_from_json, answers_to_json, warnings
 from evomerge.scoring.scorecard import from_json, read_documents, to_json, write_documents
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Objective
@@ -47,7 +48,11 @@ def score_holdout(
         study.set_user_attr(f"{HOLDOUT}:{record.number}", {"failure": str(error)})
         return
     write_documents(scorecard, folder.documents("holdout", record.number))
-    study.set_user_attr(f"{HOLDOUT}:{record.number}", {"metrics": to_json(scorecard.metrics)})
+    found = {
+        "metrics": to_json(scorecard.metrics),
+        "answers": answers_to_json(scorecard.answers),
+    }
+    study.set_user_attr(f"{HOLDOUT}:{record.number}", found)
 
 
 def holdout_metrics(study: optuna.Study) -> dict[int, list[dict[str, Any]]]:
@@ -58,6 +63,28 @@ def holdout_metrics(study: optuna.Study) -> dict[int, list[dict[str, Any]]]:
         for key, value in study.user_attrs.items()
         if key.startswith(prefix)
     }
+
+
+def holdout_answers(attributes: Mapping[str, Any]) -> dict[int, Answers]:
+    """Trial number -> task -> how its answers to the holdout ended, of a study's attributes."""
+    prefix = f"{HOLDOUT}:"
+    return {
+        int(key.removeprefix(prefix)): answers_from_json(value.get("answers", {}))
+        for key, value in attributes.items()
+        if key.startswith(prefix) and value.get("metrics")
+    }
+
+
+def score_warnings(
+    record: TrialRecord, base: TrialRecord | None, held: Mapping[int, Answers]
+) -> list[str]:
+    """Why the trial's scores are in doubt, in plain words: of its answers to the holdout where it
+    has any there, else to the search documents. held: what `holdout_answers` says.
+    """
+    of_base = None
+    if base is not None and base.number != record.number:
+        of_base = (held.get(base.number) if held.get(record.number) else None) or base.answers
+    return warnings(held.get(record.number) or record.answers, of_base)
 
 
 def scored_on_holdout(

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from evomerge.errors import EvomergeError, UserError
 from evomerge.recipe import Recipe
+from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import Scorecard, to_json, write_documents
 from evomerge.searching.objective import Objective
 from evomerge.searching.record import (
@@ -130,7 +131,12 @@ class Loop:
             seconds |= spent
             write_documents(scorecard, self.folder.documents("search", trial.number))
             seconds["record"] = time.perf_counter() - before
-            result = {"value": value, "metrics": to_json(scorecard.metrics), "seconds": seconds}
+            result = {
+                "value": value,
+                "metrics": to_json(scorecard.metrics),
+                "answers": answers_to_json(scorecard.answers),
+                "seconds": seconds,
+            }
             if scorecard.remarks:
                 result["remarks"] = list(scorecard.remarks)
             trial.set_user_attr(RESULT, result)

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import UserError
-from evomerge.recipe import Recipe
+from evomerge.recipe import BASE, Recipe
+from evomerge.scoring.answers import Answers, answers_from_json
 from evomerge.scoring.scorecard import Metric, from_json
 
 # Names of user attributes, as they stand in every storage.
@@ -20,7 +21,7 @@ RECIPE = "recipe"  # Recipe.to_mapping()
 IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
 WORKER = "worker"  # host, pid, time of start
-RESULT = "result"  # value, metrics, seconds by phase; or the reason of a failure
+RESULT = "result"  # value, metrics, answers, seconds by phase; or the reason of a failure
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one takes up again
 CARRIED = "carried_from"  # run and number of the trial whose scores were taken over
 
@@ -40,6 +41,8 @@ class TrialRecord:
     value: float | None
     """The objective on the search documents; higher is better."""
     metrics: tuple[Metric, ...]
+    answers: Answers
+    """Task -> how its answers to the search documents ended."""
     seconds: Mapping[str, float]
     """By phase: propose, merge, model (forward passes and decoding), metric (the rest of scoring),
     record."""
@@ -89,6 +92,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         fingerprint=attributes.get(FINGERPRINT),
         value=trial.values[0] if trial.state == TrialState.COMPLETE else None,
         metrics=from_json(result.get("metrics", [])),
+        answers=answers_from_json(result.get("answers", {})),
         seconds=result.get("seconds", {}),
         failure=result.get("failure"),
         started=datetime.fromisoformat(worker["started"]) if worker else None,
@@ -100,3 +104,9 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
 def read_trials(study: optuna.Study) -> list[TrialRecord]:
     """All trials of a study, by number."""
     return [read_trial(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def base_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The trial that scored the base; None where none has."""
+    scored = (record for record in records if record.baseline == BASE and record.value is not None)
+    return next(scored, None)
