@@ -273,7 +273,8 @@ def main() -> None:
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)} of a {platform.machine()} CPU"
 
 
 if __name__ == "__main__":
