@@ -28,6 +28,7 @@ from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.forward_pass import ForwardPass, prepare_pass, run_pass
 from evomerge.scoring.greedy import Answer, decode, decodes_greedily
+from evomerge.scoring.kept_tokens import TokenMemory
 from evomerge.scoring.likelihood import Pair, plan_passes
 from evomerge.scoring.logits import input_device, sliding_window, why_nothing_is_shared
 from evomerge.scoring.stopping import StopCheck
@@ -82,10 +83,10 @@ class LanguageModel:
             )
         self._stock._device = input_device(model)
         self._max_length: int = self._stock.max_length
-        self._pairs: dict[tuple[str, str], Pair] = {}
-        self._windows: dict[str, list[Pair]] = {}
-        self._prompts: dict[tuple[str, int], list[int]] = {}
         self._plans: dict[tuple[int, ...], list[ForwardPass]] = {}
+        self.memory = TokenMemory()
+        self._pairs, self._windows = self.memory.pairs, self.memory.windows
+        self._prompts = self.memory.prompts
         self._told = False
         self.seconds = 0.0
         """Spent in forward passes and decoding since the weights changed."""
@@ -177,6 +178,12 @@ class LanguageModel:
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
         return answers
+
+    @property
+    def encoding(self) -> str:
+        """All that decides, beside the tokenizer, which tokens a text becomes."""
+        stock = self._stock
+        return repr((stock.add_bos_token, stock.prefix_token_id, stock.backend, self._max_length))
 
     # --- tokens -------------------------------------------------------------------------------
 
