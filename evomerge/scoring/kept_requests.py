@@ -86,13 +86,14 @@ def _build_and_keep(task: Any, build: Callable[[], None], texts: Sequence[str], 
         _say_not_kept(task, reason)
         return False
     except OSError as error:
-        _LOG.warning("task %r: its requests are not kept: %s", task.task_name, error)
+        _LOG.warning("task %r: its requests are not kept: %s", task.config.task, error)
         return False
     return True
 
 
 def _say_not_kept(task: Any, reason: NotKept) -> None:
-    _LOG.info("task %r: its requests are built at each start, for %s", task.task_name, reason)
+    # Not task.task_name: it draws from the global random state.
+    _LOG.info("task %r: its requests are built at each start, for %s", task.config.task, reason)
 
 
 def _content(instances: Sequence[Any], texts: Sequence[str], warnings: Sequence[str]) -> str:

@@ -150,7 +150,7 @@ def _write(folder: Path, prefix: str, entries: Sequence[_Entry]) -> None:
 def _read(path: Path) -> list[_Entry]:
     """None of them where the file is damaged: it is removed, and its texts tokenised again."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
         entries = held["entries"].reshape(-1, 3).tolist()
         contexts = _split(held["contexts"], held["context_lengths"])
