@@ -4,6 +4,7 @@ Files are only added: each holds the requests that were first asked of a model s
 """
 
 import hashlib
+import json
 import logging
 import zipfile
 import zlib
@@ -21,7 +22,6 @@ from evomerge.scoring.kept_requests import kept_folder
 from evomerge.scoring.likelihood import Pair
 
 _LOG = logging.getLogger(__name__)
-_NO_LIMIT = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +38,19 @@ class TokenMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """The tokens of one request."""
+    """The tokens of one text, which is or begins with the first text of a request."""
 
     number: int
-    """Of the request, among those of its task."""
+    """Of the request."""
     limit: int
-    """Of a prompt, the most tokens of an answer."""
+    """Of a prompt, the most tokens of an answer; else _PAIR or _WINDOWS."""
+    continuation: str
+    """Of a pair, what follows; else nothing."""
     pairs: Sequence[Pair]
     """Of a prompt, it and nothing."""
+
+
+_PAIR, _WINDOWS = -1, -2
 
 
 class KeptTokens:
@@ -60,31 +65,25 @@ class KeptTokens:
     ) -> None:
         self._memory = memory
         self._prefix = f"tokens-{hashlib.sha256(encoding.encode()).hexdigest()[:12]}"
-        self._places = {name: _places(requests) for name, requests in tasks.items()}
+        self._numbers: dict[str, dict[str, int]] = {}
         for name, requests in tasks.items():
+            texts = [request.args[0] for request in requests]
+            # The first of equal texts, whose answers then share what is kept.
+            self._numbers[name] = {texts[n]: n for n in reversed(range(len(texts)))}
             for path in sorted(kept_folder(name).glob(f"{self._prefix}-*.npz")):
                 for entry in _read(path):
-                    _remember(memory, requests[entry.number], entry)
+                    _remember(memory, texts[entry.number], entry)
         self._known = _counts(memory)
 
     def keep(self) -> None:
         """Writes what the memory has learnt since the last time."""
         if _counts(self._memory) == self._known:
             return
-        for name, places in self._places.items():
-            entries = list(_new_entries(self._memory, self._known, places))
+        for name, numbers in self._numbers.items():
+            entries = list(_new_entries(self._memory, self._known, numbers))
             if entries:
                 _write(kept_folder(name), self._prefix, entries)
         self._known = _counts(self._memory)
-
-
-def _places(requests: Sequence[Any]) -> dict[tuple[str, Any], int]:
-    """(kind, text or texts) -> number of the first such request."""
-    places: dict[tuple[str, Any], int] = {}
-    for number, request in enumerate(requests):
-        kind, args = request.request_type, request.args
-        places.setdefault((kind, args if kind == "loglikelihood" else args[0]), number)
-    return places
 
 
 def _counts(memory: TokenMemory) -> tuple[int, int, int]:
@@ -92,28 +91,27 @@ def _counts(memory: TokenMemory) -> tuple[int, int, int]:
 
 
 def _new_entries(
-    memory: TokenMemory, known: tuple[int, int, int], places: Mapping[tuple[str, Any], int]
+    memory: TokenMemory, known: tuple[int, int, int], numbers: Mapping[str, int]
 ) -> Iterator[_Entry]:
-    """Of the requests of one task. A dict keeps the order in which it was filled."""
-    for texts, pair in islice(memory.pairs.items(), known[0], None):
-        if (number := places.get(("loglikelihood", texts))) is not None:
-            yield _Entry(number=number, limit=_NO_LIMIT, pairs=[pair])
+    """Of one task, whose first texts are `numbers`. A dict keeps the order of filling."""
+    for (context, continuation), pair in islice(memory.pairs.items(), known[0], None):
+        if (number := numbers.get(context)) is not None:
+            yield _Entry(number=number, limit=_PAIR, continuation=continuation, pairs=[pair])
     for text, windows in islice(memory.windows.items(), known[1], None):
-        if (number := places.get(("loglikelihood_rolling", text))) is not None:
-            yield _Entry(number=number, limit=_NO_LIMIT, pairs=windows)
+        if (number := numbers.get(text)) is not None:
+            yield _Entry(number=number, limit=_WINDOWS, continuation="", pairs=windows)
     for (text, limit), tokens in islice(memory.prompts.items(), known[2], None):
-        if (number := places.get(("generate_until", text))) is not None:
-            yield _Entry(number=number, limit=limit, pairs=[(tokens, [])])
+        if (number := numbers.get(text)) is not None:
+            yield _Entry(number=number, limit=limit, continuation="", pairs=[(tokens, [])])
 
 
-def _remember(memory: TokenMemory, request: Any, entry: _Entry) -> None:
-    kind, args = request.request_type, request.args
-    if kind == "loglikelihood":
-        memory.pairs[args] = entry.pairs[0]
-    elif kind == "loglikelihood_rolling":
-        memory.windows[args[0]] = list(entry.pairs)
+def _remember(memory: TokenMemory, text: str, entry: _Entry) -> None:
+    if entry.limit == _PAIR:
+        memory.pairs[text, entry.continuation] = entry.pairs[0]
+    elif entry.limit == _WINDOWS:
+        memory.windows[text] = list(entry.pairs)
     else:
-        memory.prompts[args[0], entry.limit] = entry.pairs[0][0]
+        memory.prompts[text, entry.limit] = entry.pairs[0][0]
 
 
 def _write(folder: Path, prefix: str, entries: Sequence[_Entry]) -> None:
@@ -124,7 +122,8 @@ def _write(folder: Path, prefix: str, entries: Sequence[_Entry]) -> None:
     pairs = [pair for entry in entries for pair in entry.pairs]
     contexts: dict[tuple[int, ...], int] = {}
     owners = [contexts.setdefault(tuple(pair[0]), len(contexts)) for pair in pairs]
-    arrays = {
+    texts = json.dumps([entry.continuation for entry in entries])
+    arrays: dict[str, Sequence[Any]] = {
         "entries": [(entry.number, entry.limit, len(entry.pairs)) for entry in entries],
         "owners": owners,
         "context_lengths": [len(context) for context in contexts],
@@ -132,9 +131,8 @@ def _write(folder: Path, prefix: str, entries: Sequence[_Entry]) -> None:
         "continuation_lengths": [len(pair[1]) for pair in pairs],
         "continuations": [token for pair in pairs for token in pair[1]],
     }
-    held: dict[str, Any] = {
-        name: np.array(values, dtype=np.int32) for name, values in arrays.items()
-    }
+    held: dict[str, Any] = {name: np.array(values, np.int32) for name, values in arrays.items()}
+    held["texts"] = np.frombuffer(texts.encode(), np.uint8)
     digest = hashlib.sha256(b"".join(array.tobytes() for array in held.values())).hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,18 +150,20 @@ def _read(path: Path) -> list[_Entry]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
-        entries = held["entries"].reshape(-1, 3).tolist()
+        texts: list[str] = json.loads(held["texts"].tobytes())
         contexts = _split(held["contexts"], held["context_lengths"])
         continuations = _split(held["continuations"], held["continuation_lengths"])
+        rows = held["entries"].reshape(-1, 3).tolist()
+        owners = held["owners"].tolist()
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         _LOG.warning("%s cannot be read (%s); its texts are tokenised again", path, error)
         with suppress(OSError):
             path.unlink()
         return []
-    pairs = zip((contexts[owner] for owner in held["owners"].tolist()), continuations, strict=True)
+    pairs = zip((contexts[owner] for owner in owners), continuations, strict=True)
     return [
-        _Entry(number=number, limit=limit, pairs=list(islice(pairs, count)))
-        for number, limit, count in entries
+        _Entry(number=number, limit=limit, continuation=text, pairs=list(islice(pairs, count)))
+        for (number, limit, count), text in zip(rows, texts, strict=True)
     ]
 
 

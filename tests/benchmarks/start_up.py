@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from evomerge.errors import UserError
 from evomerge.scoring.harness import Harness
+from evomerge.scoring.scorer import score_blocks
 from evomerge.scoring.tasks import TaskRequest
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
@@ -105,7 +106,7 @@ def measure(names: list[str], folder: Path, tokenizer_folder: Path, clock: str) 
     seconds.append(now())
     documents = {name: range(len(harness.documents(name))) for name in harness.tasks}
     for _ in range(2):
-        harness.score(model, documents)
+        score_blocks(harness, model, [documents])
         seconds.append(now())
     return [after - before for before, after in pairwise(seconds)]
 
