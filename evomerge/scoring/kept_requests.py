@@ -111,7 +111,8 @@ def _content(instances: Sequence[Any], texts: Sequence[str], warnings: Sequence[
         rows.append([instance.request_type, instance.idx, list(instance.metadata), arguments])
         documents[instance.doc_id] = instance.doc
     for number, document in documents.items():
-        if not 0 <= number < len(texts) or exact_json(document) != texts[number]:
+        known = type(number) is int and 0 <= number < len(texts)
+        if not known or exact_json(document) != texts[number]:
             raise NotKept("its requests hold other documents than the task")
     content = exact_json({"requests": rows, "texts": list(places), "warnings": list(warnings)})
     if _instances(json.loads(content), documents) != list(instances):
@@ -155,8 +156,7 @@ def _collected_warnings() -> Iterator[list[str]]:
             messages[record.getMessage()] = None
 
     collector, collected = Collector(logging.WARNING), list[str]()
-    room = logging.getLogger(__name__).parent
-    assert room is not None
+    room = logging.getLogger(__name__.rpartition(".")[0])
     room.addHandler(collector)
     try:
         yield collected
