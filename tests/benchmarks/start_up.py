@@ -28,6 +28,7 @@ import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from evomerge.errors import UserError
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorer import score_blocks
 from evomerge.scoring.tasks import TaskRequest
@@ -98,7 +99,7 @@ def measure(names: list[str], folder: Path, tokenizer_folder: Path, clock: str) 
     ]
     seconds = [now()]
     try:
-        harness = Harness(requests, tokenizer, batch_size=64)
+        harness = Harness(requests, tokenizer, budget=BatchBudget(2048))
     except UserError as error:
         if "no connection" not in str(error):
             raise

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from evomerge.files import cache_folder
 from evomerge.scoring import task_names
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.fingerprints import NotKept, _described, exact_json
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.language_model import HFLM
@@ -77,7 +78,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def start(tokenizer: Any, *names: str, seed: int = 1234, code: bool = False, **request: Any) -> Any:
     requests = [TaskRequest(name=name, **request) for name in names]
-    return Harness(requests, tokenizer, batch_size=8, seed=seed, allow_code=code)
+    return Harness(requests, tokenizer, budget=BatchBudget(256), seed=seed, allow_code=code)
 
 
 def instances(harness: Harness) -> list[list[Instance]]:
@@ -144,7 +145,7 @@ def test_another_length_has_other_tokens(
     requests = [TaskRequest(name=name, folder=folder) for name in ("text", "answer")]
     cards = {}
     for length in (40, 60, 40, 60):
-        harness = Harness(requests, tokenizer, batch_size=8, max_length=length)
+        harness = Harness(requests, tokenizer, budget=BatchBudget(256), max_length=length)
         encoded.clear()
         card = score(harness, trained)
         assert bool(encoded) == (length not in cards)
