@@ -186,6 +186,12 @@ class LanguageModel:
         stock = self._stock
         return repr((stock.add_bos_token, stock.prefix_token_id, stock.backend, self._max_length))
 
+    @property
+    def encoding(self) -> str:
+        """All that decides, beside the tokenizer, which tokens a text becomes."""
+        stock = self._stock
+        return repr((stock.add_bos_token, stock.prefix_token_id, stock.backend, self._max_length))
+
     # --- tokens -------------------------------------------------------------------------------
 
     def _encode_pair(self, context: str, continuation: str) -> Pair:
