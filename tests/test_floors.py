@@ -36,7 +36,10 @@ UP = {("describe", "verbs")}
 """Types only, under TYPE_CHECKING."""
 
 DOORS = {
-    "lm_eval": {"scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"},
+    "lm_eval": {
+        *("scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"),
+        *("scoring/kept_requests.py", "scoring/task_names.py"),
+    },
     "optuna": {"searching", "verbs.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},

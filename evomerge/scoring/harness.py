@@ -21,11 +21,13 @@ from evomerge.errors import CandidateError, UserError, did_you_mean
 from evomerge.scoring.answers import Generated, examine
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.extraction import Extraction
+from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 from evomerge.scoring.smooth import SmoothScores
+from evomerge.scoring.task_names import built_in_tasks
 from evomerge.scoring.tasks import (
     FoundScores,
     PreparedTask,
@@ -64,13 +66,15 @@ class Harness:
         self._budget = budget
         self._max_length = max_length
         self._language_model: LanguageModel | None = None
+        self._kept_tokens: KeptTokens | None = None
+        self._kept_names: dict[str, str] = {}
         managers: dict[Path | None, TaskManager] = {}
         self._tasks: dict[str, PreparedTask] = {}
         self._smooth: dict[str, SmoothScores] = {}
         for request in requests:
             if request.folder not in managers:
                 managers[request.folder] = _task_manager(request.folder, allow_code)
-            tasks = load_tasks(
+            tasks, kept_name = load_tasks(
                 request,
                 managers[request.folder],
                 tokenizer,
@@ -78,6 +82,8 @@ class Harness:
                 allow_code=allow_code,
             )
             self._tasks[request.name] = prepare_task(request, tasks)
+            if kept_name is not None:
+                self._kept_names[request.name] = kept_name
             self._smooth[request.name] = SmoothScores(
                 self._tasks[request.name],
                 chat_template=request.chat_template,
@@ -116,8 +122,20 @@ class Harness:
                 budget=self._budget,
                 max_length=self._max_length,
             )
+            self._kept_tokens = self._read_tokens(language_model)
         language_model.weights_changed()
-        return HarnessScoring(self._tasks, self._smooth, language_model, kinds)
+        return HarnessScoring(
+            self._tasks, self._smooth, language_model, kinds, kept_tokens=self._kept_tokens
+        )
+
+    def _read_tokens(self, model: LanguageModel) -> KeptTokens:
+        tasks = {
+            kept_name: [
+                one for document in self._tasks[name].documents for one in document.requests
+            ]
+            for name, kept_name in self._kept_names.items()
+        }
+        return KeptTokens(model.memory, tasks, model.encoding)
 
 
 class HarnessScoring:
@@ -129,8 +147,11 @@ class HarnessScoring:
         smooth: Mapping[str, SmoothScores],
         model: LanguageModel,
         kinds: AbstractSet[Kind],
+        *,
+        kept_tokens: KeptTokens | None = None,
     ) -> None:
         self._tasks = tasks
+        self._kept_tokens = kept_tokens
         self._smooth = smooth
         self._model = model
         self._kinds = kinds
@@ -167,6 +188,8 @@ class HarnessScoring:
             names = ", ".join(map(repr, documents))
             noun = "task" if len(documents) == 1 else "tasks"
             raise type(error)(f"{noun} {names}: {error}") from error
+        if self._kept_tokens is not None:
+            self._kept_tokens.keep()
         self._seconds += time.perf_counter() - start
         return found
 
@@ -253,9 +276,9 @@ class HarnessScoring:
 
 
 def _task_manager(folder: Path | None, allow_code: bool) -> TaskManager:
-    """Knows the tasks of a folder, or (20 s of reading) those that come with lm-eval."""
+    """Knows the tasks of a folder, or those that come with lm-eval."""
     if folder is None:
-        return TaskManager()
+        return built_in_tasks()
     if not folder.is_dir():
         raise UserError(f"task folder {folder} is not there; expected a folder with YAML files")
     if not allow_code:

@@ -29,8 +29,10 @@ from evomerge.scoring.answers import Generated
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.forward_pass import ForwardPass, prepare_pass, run_pass
 from evomerge.scoring.greedy import Answer, decode, decodes_greedily
+from evomerge.scoring.kept_tokens import TokenMemory
 from evomerge.scoring.likelihood import Pair, plan_passes
 from evomerge.scoring.logits import input_device, sliding_window, why_nothing_is_shared
+from evomerge.scoring.stopping import StopCheck
 from evomerge.scoring.trunks import Trunks
 
 _LOG = logging.getLogger(__name__)
@@ -82,10 +84,10 @@ class LanguageModel:
             )
         self._stock._device = input_device(model)
         self._max_length: int = self._stock.max_length
-        self._pairs: dict[tuple[str, str], Pair] = {}
-        self._windows: dict[str, list[Pair]] = {}
-        self._prompts: dict[tuple[str, int], list[int]] = {}
         self._plans: dict[tuple[int, ...], list[ForwardPass]] = {}
+        self.memory = TokenMemory()
+        self._pairs, self._windows = self.memory.pairs, self.memory.windows
+        self._prompts = self.memory.prompts
         self._told = False
         self.seconds = 0.0
         """Spent in forward passes and decoding since the weights changed."""
@@ -178,6 +180,12 @@ class LanguageModel:
                 answers[place] = answer
         return [answers[place] for place in range(len(prompts))]
 
+    @property
+    def encoding(self) -> str:
+        """All that decides, beside the tokenizer, which tokens a text becomes."""
+        stock = self._stock
+        return repr((stock.add_bos_token, stock.prefix_token_id, stock.backend, self._max_length))
+
     # --- tokens -------------------------------------------------------------------------------
 
     def _encode_pair(self, context: str, continuation: str) -> Pair:
@@ -268,28 +276,26 @@ class LanguageModel:
 
     def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[Generated]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
-        order = sorted(range(len(texts)), key=lambda place: (-len(prompts[place]), texts[place]))
-        answers: dict[int, Generated] = {}
-        for start in range(0, len(order), self._budget.texts):
-            places = order[start : start + self._budget.texts]
-            batch = [prompts[place] for place in places]
-            found = self._within_memory(partial(self._decode, batch, decoding))
-            for place, answer in zip(places, found, strict=True):
-                text = self._stock.tok_decode(answer.tokens)
-                answers[place] = Generated(
-                    text=postprocess_generated_text(text, list(decoding.until), None),
-                    cut_off=answer.cut_off,
-                    limit=decoding.max_new_tokens,
-                )
-        return [answers[place] for place in range(len(texts))]
+        answers = self._within_memory(partial(self._decode, prompts, decoding))
+        until, limit = list(decoding.until), decoding.max_new_tokens
+        texts = [self._stock.tok_decode(answer.tokens) for answer in answers]
+        return [
+            Generated(
+                text=postprocess_generated_text(text, until, think_end_token=None),
+                cut_off=answer.cut_off,
+                limit=limit,
+            )
+            for text, answer in zip(texts, answers, strict=True)
+        ]
 
     def _decode(self, prompts: Sequence[Sequence[int]], decoding: _Decoding) -> list[Answer]:
         return decode(
             self.model,
             prompts,
+            slots=self._budget.texts,
             max_new_tokens=decoding.max_new_tokens,
             end_tokens=self._end_tokens(),
-            stopped=self._stop_check(decoding.until),
+            stopped=StopCheck(self._tokenizer, decoding.until),
         )
 
     def _end_tokens(self) -> frozenset[int]:
@@ -297,22 +303,6 @@ class LanguageModel:
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self._stock.eot_token_id) if end is not None)
-
-    def _stop_check(self, until: Sequence[str]) -> Any:
-        """A function that looks for a stop text at the end of answers, given as tokens.
-
-        As in lm-eval, it decodes two tokens more than the stop text has, because a model may
-        spell it in other tokens.
-        """
-        stops = [stop for stop in until if stop]
-        encode = self._tokenizer.encode
-        window = 2 + max(len(encode(stop, add_special_tokens=False)) for stop in stops)
-
-        def stopped(answers: list[list[int]]) -> list[bool]:
-            ends = self._tokenizer.batch_decode([answer[-window:] for answer in answers])
-            return [any(stop in end for stop in stops) for end in ends]
-
-        return stopped
 
     def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[Generated]:
         remark = (

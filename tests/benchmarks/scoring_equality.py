@@ -57,7 +57,7 @@ def equality(
     *,
     device: torch.device,
     documents: int,
-    batch: int,
+    tokens: int | None,
     tolerance: float,
     failures: list[str],
 ) -> Iterator[str]:
@@ -84,7 +84,7 @@ def equality(
             config: PretrainedConfig = config,
         ) -> list[Outcome]:
             model = random_model(config, dtype).to(device)
-            return _outcomes(model, folder, kinds, tokenizer, batch, batches)
+            return _outcomes(model, folder, kinds, tokenizer, tokens, batches)
 
         own, stock = outcomes(torch.float32, [BATCH])
         low, low_stock, *low_others = outcomes(torch.bfloat16, [BATCH, *OTHER_BATCHES])
@@ -106,11 +106,11 @@ def _outcomes(
     folder: Path,
     kinds: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    batch: int,
+    tokens: int | None,
     batches: Sequence[int],
 ) -> list[Outcome]:
     """Ours, and stock's at each batch size."""
-    ours = Ours(folder, kinds, tokenizer, batch=batch, max_length=MAX_LENGTH)
+    ours = Ours(folder, kinds, tokenizer, tokens=tokens, max_length=MAX_LENGTH)
     ours.score(model)
     found = [ours.outcome()]
     for size in batches:

@@ -16,7 +16,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
+from evomerge.scoring.scorer import score_blocks
 from evomerge.scoring.tasks import TaskRequest
 from tests.benchmarks.measuring import now
 
@@ -30,16 +32,18 @@ class Ours:
         tasks: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch: int,
+        tokens: int | None,
         max_length: int,
     ) -> None:
         requests = [TaskRequest(name=task, folder=folder) for task in tasks]
         with quiet():
-            self._harness = Harness(requests, tokenizer, batch_size=batch, max_length=max_length)
+            self._harness = Harness(
+                requests, tokenizer, budget=BatchBudget(tokens), max_length=max_length
+            )
         self._documents = {task: range(len(self._harness.documents(task))) for task in tasks}
 
     def score(self, model: PreTrainedModel) -> None:
-        self._card = self._harness.score(model, self._documents)
+        self._card = score_blocks(self._harness, model, [self._documents], kinds={"metric"})
 
     def outcome(self) -> "Outcome":
         """Of the last call of `score`. Answers to single requests are not part of the interface."""

@@ -57,8 +57,8 @@ class Bench:
 
     def ours(self, task: str) -> Ours:
         length = self.options.max_length
-        batch = self.options.batch
-        return Ours(self.folder, [task], self.tokenizer, batch=batch, max_length=length)
+        tokens = self.options.tokens
+        return Ours(self.folder, [task], self.tokenizer, tokens=tokens, max_length=length)
 
     def stock(self, task: str, batch: int) -> Stock:
         length = self.options.max_length
@@ -78,7 +78,7 @@ PEER_HEAD = [
 PEER_TEXT = (
     "HFLM at the fastest of the batch sizes {batches}, through simple_evaluate, which prepares "
     "tasks and prompts anew each time; its model calls are HFLM's methods alone, which turn "
-    "texts into tokens and run the model. evomerge prepares once, with batches of {batch}."
+    "texts into tokens and run the model. evomerge prepares once; tokens of its passes: {tokens}."
 )
 
 
@@ -127,7 +127,7 @@ def _lengths(bench: Bench, outcome: Outcome, task: str) -> str:
 
 def peer_table(bench: Bench, tasks: Sequence[str], documents: int) -> Iterator[str]:
     batches = ", ".join(str(batch) for batch in bench.options.stock_batches)
-    yield PEER_TEXT.format(batches=batches, batch=bench.options.batch)
+    yield PEER_TEXT.format(batches=batches, tokens=bench.options.tokens or "found by its probe")
     yield ""
     yield from PEER_HEAD
     for task in tasks:
@@ -186,7 +186,7 @@ def equal(bench: Bench) -> Iterator[str]:
         AutoTokenizer.from_pretrained(BASE),
         device=bench.model.device,
         documents=bench.options.equality_documents,
-        batch=bench.options.batch,
+        tokens=bench.options.tokens,
         tolerance=CLOSE,
         failures=bench.failures,
     )
@@ -252,7 +252,9 @@ def _options() -> argparse.Namespace:
     add("--clock", choices=("perf_counter", "process_time"), default="perf_counter")
     add("--repeats", type=int, default=3)
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    add("--batch", type=int, default=64, help="evomerge's batch size")
+    add(
+        "--tokens", type=int, help="of one forward pass of evomerge's (default: its probe finds it)"
+    )
     add("--stock-batches", type=int, nargs="+", default=[4, 16, 64])
     add("--max-length", type=int, default=2048, help="tokens of prompt and answer, for both sides")
     few = f"default: {{}}, or {SMALL_TIMES} times as many for a small model"
