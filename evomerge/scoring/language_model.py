@@ -186,12 +186,6 @@ class LanguageModel:
         stock = self._stock
         return repr((stock.add_bos_token, stock.prefix_token_id, stock.backend, self._max_length))
 
-    @property
-    def encoding(self) -> str:
-        """All that decides, beside the tokenizer, which tokens a text becomes."""
-        stock = self._stock
-        return repr((stock.add_bos_token, stock.prefix_token_id, stock.backend, self._max_length))
-
     # --- tokens -------------------------------------------------------------------------------
 
     def _encode_pair(self, context: str, continuation: str) -> Pair:
@@ -283,15 +277,15 @@ class LanguageModel:
     def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[Generated]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
         answers = self._within_memory(partial(self._decode, prompts, decoding))
+        until, limit = list(decoding.until), decoding.max_new_tokens
+        texts = [self._stock.tok_decode(answer.tokens) for answer in answers]
         return [
             Generated(
-                text=postprocess_generated_text(
-                    self._stock.tok_decode(answer.tokens), list(decoding.until), None
-                ),
+                text=postprocess_generated_text(text, until, think_end_token=None),
                 cut_off=answer.cut_off,
-                limit=decoding.max_new_tokens,
+                limit=limit,
             )
-            for answer in answers
+            for text, answer in zip(texts, answers, strict=True)
         ]
 
     def _decode(self, prompts: Sequence[Sequence[int]], decoding: _Decoding) -> list[Answer]:
