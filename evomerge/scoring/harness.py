@@ -17,8 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.generator import Generator
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
+from evomerge.scoring.means import known_numbers
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 from evomerge.scoring.smooth import SmoothScores
@@ -26,7 +28,6 @@ from evomerge.scoring.tasks import (
     FoundScores,
     PreparedTask,
     TaskRequest,
-    known_numbers,
     prepare_task,
     reset_answers,
 )
@@ -39,7 +40,7 @@ class Harness:
     bfloat16 results depend on it. max_length: tokens of prompt and answer together; None: what
     the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
     Python code that a task in a local folder brings along, and tasks that run the model's answers
-    as code.
+    as code. generator: what decodes greedily; None: the live model itself.
 
     Raises UserError where a task cannot be found, loaded or prepared, or has no such metric.
     """
@@ -53,6 +54,7 @@ class Harness:
         max_length: int | None = None,
         seed: int = 1234,
         allow_code: bool = False,
+        generator: Generator | None = None,
     ) -> None:
         names = [request.name for request in requests]
         if not names or len(set(names)) < len(names):
@@ -60,6 +62,7 @@ class Harness:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._max_length = max_length
+        self._generator = generator
         self._language_model: LanguageModel | None = None
         managers: dict[Path | None, TaskManager] = {}
         self._tasks: dict[str, PreparedTask] = {}
@@ -112,6 +115,7 @@ class Harness:
                 self._tokenizer,
                 batch_size=self._batch_size,
                 max_length=self._max_length,
+                generator=self._generator,
             )
         language_model.weights_changed()
         return HarnessScoring(self._tasks, self._smooth, language_model, kinds)
@@ -144,7 +148,10 @@ class HarnessScoring:
         for name in documents:
             if name not in self._tasks:
                 raise UserError(f"task {name!r} is unknown; " + did_you_mean(name, self._tasks))
-        ordered = {n: known_numbers(self._tasks[n], numbers) for n, numbers in documents.items()}
+        ordered = {
+            name: known_numbers(name, len(self._tasks[name].documents), numbers)
+            for name, numbers in documents.items()
+        }
         for name, numbers in ordered.items():
             self._found.setdefault(name, FoundScores(self._tasks[name])).refuse(numbers)
         try:

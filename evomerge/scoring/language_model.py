@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.generator import Generator
 from evomerge.scoring.greedy import decode, decodes_greedily
 from evomerge.scoring.likelihood import Pair, plan_passes, run_pass
 from evomerge.scoring.logits import input_device, keeps_keys_and_values
@@ -44,6 +45,7 @@ class LanguageModel:
 
     Build it once per model: texts are remembered as tokens. batch_size: texts per forward pass.
     max_length: tokens of context and answer together; None: what the model's config says.
+    generator: what decodes greedily; None: the live model itself.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class LanguageModel:
         *,
         batch_size: int,
         max_length: int | None = None,
+        generator: Generator | None = None,
     ) -> None:
         if model.config.is_encoder_decoder:
             raise UserError(
@@ -62,6 +65,7 @@ class LanguageModel:
         self.model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
+        self._generator = generator
         with _without_warnings("lm_eval.models.huggingface"):
             # The stock model warns that a live model ignores arguments which are not given here.
             self._stock = HFLM(
@@ -83,6 +87,8 @@ class LanguageModel:
     def weights_changed(self) -> None:
         """Forgets what depends on the weights, and begins to count seconds anew."""
         self.seconds = 0.0
+        if self._generator is not None:
+            self._generator.weights_changed()
 
     def count_tokens(self, *request: str) -> int:
         """Number of tokens of a (context, continuation)'s continuation, or of a text alone."""
@@ -210,6 +216,16 @@ class LanguageModel:
 
     def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[str]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
+        if self._generator is not None:
+            with self._at_work():
+                found = self._generator.generate(
+                    self.model,
+                    prompts,
+                    max_new_tokens=decoding.max_new_tokens,
+                    stop=decoding.until,
+                    end_tokens=self._end_tokens(),
+                )
+            return [self._text(tokens, decoding) for tokens in found]
         order = sorted(range(len(texts)), key=lambda place: (-len(prompts[place]), texts[place]))
         answers = [""] * len(texts)
         for start in range(0, len(order), self._batch_size):
@@ -223,10 +239,15 @@ class LanguageModel:
                     stopped=self._stop_check(decoding.until),
                 )
             for place, tokens in zip(places, found, strict=True):
-                answers[place] = postprocess_generated_text(
-                    self._stock.tok_decode(tokens), list(decoding.until), think_end_token=None
-                )
+                answers[place] = self._text(tokens, decoding)
         return answers
+
+    def _text(self, tokens: list[int], decoding: _Decoding) -> str:
+        """The answer, cut at the first stop string."""
+        text: str = postprocess_generated_text(
+            self._stock.tok_decode(tokens), list(decoding.until), think_end_token=None
+        )
+        return text
 
     def _end_tokens(self) -> frozenset[int]:
         """Those of the model's generation config, and the tokenizer's."""
