@@ -107,6 +107,7 @@ def _own_functions(loaded: LoadedConfig, tokenizer: Any) -> OwnFunctions:
         [
             FunctionTask(
                 name=name,
+                metric=f"{(task.scorer or '').partition(':')[2]},none",
                 function=load_function(task.scorer or "", loaded.folder),
                 documents=read_documents(name, loaded.folder / (task.documents or Path())),
                 higher_is_better=task.higher_is_better is not False,

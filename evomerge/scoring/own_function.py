@@ -43,15 +43,12 @@ class FunctionTask:
     """A task that a function scores."""
 
     name: str
+    metric: str
+    """After the function: "score,none"."""
     function: ScoreFunction
     documents: tuple[str, ...]
     """Each a JSON text."""
     higher_is_better: bool = True
-
-    @property
-    def metric(self) -> str:
-        """Named after the function: "score,none"."""
-        return f"{getattr(self.function, '__name__', 'score')},none"
 
 
 class OwnFunctions:

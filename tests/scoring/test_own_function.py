@@ -35,7 +35,9 @@ def norm(model, tokenizer, documents):
 
 
 def scorer_of(tokenizer: Any, function: Callable[..., Any], **settings: Any) -> Scorer:
-    task = FunctionTask(name="mine", function=function, documents=DOCUMENTS, **settings)
+    task = FunctionTask(
+        name="mine", metric="liking,none", function=function, documents=DOCUMENTS, **settings
+    )
     return OwnFunctions([task], tokenizer)
 
 
@@ -53,11 +55,11 @@ def test_the_function_sees_the_model_and_its_values_are_the_metric(
     scorer = scorer_of(tokenizer, first_token)
     assert scorer.tasks == ("mine",)
     assert scorer.documents("mine") == DOCUMENTS
-    assert scorer.objective("mine") == "first_token,none"
+    assert scorer.objective("mine") == "liking,none"
     assert scorer.smooth("mine") is None
     whole = score_blocks(scorer, model, [{"mine": range(3)}])
     assert asked == [[{"prompt": "1+1="}, {"prompt": "rev beta:"}, "2+2="]]
-    values = whole.per_document["mine"].values["first_token,none"]
+    values = whole.per_document["mine"].values["liking,none"]
     (metric,) = whole.metrics
     assert metric.value == pytest.approx(sum(values) / 3)
     assert metric.higher_is_better
