@@ -30,6 +30,7 @@ from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
 from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
 from evomerge.scorers import requests, scorer_of, sources, tasks_of
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.scoring.scorer import Documents, Scorer, score_blocks
@@ -53,6 +54,8 @@ class Bench:
     """Models, seed and dtype of every recipe; no rules."""
     models: Models
     scorer: Scorer
+    budget: BatchBudget
+    """Of the scorer's forward passes."""
     splits: Mapping[str, Split]
     objective: Objective
     space: Space
@@ -83,7 +86,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
     )
     found = models.vocabularies
     tokenizer = load_tokenizer(models.base.folder) if found is None else found.tokenizer
-    scorer = scorer_of(loaded, tokenizer)
+    budget = BatchBudget(config.batch_tokens)
+    scorer = scorer_of(loaded, tokenizer, budget)
     splits = {
         name: split_documents(
             task=name,
@@ -108,6 +112,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         template=template,
         models=models,
         scorer=scorer,
+        budget=budget,
         splits=splits,
         objective=Objective(targets=targets),
         space=space,
@@ -166,6 +171,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
         run=bench.run,
     )
     bench.models.hold(bench.memory.placement, workspace.devices)
+    bench.budget.settle(workspace.model)
 
     def evaluate(
         recipe: Recipe, documents: Documents | Side
@@ -211,7 +217,7 @@ def identity(bench: Bench) -> dict[str, Any]:
         "sampler": config.sampler,
         "seed": config.seed,
         "dtype": bench.template.dtype,
-        "batch_size": config.batch_size,
+        "batch_tokens": config.batch_tokens,
     }
     if bench.models.digest is not None:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
@@ -236,7 +242,6 @@ def asked(bench: Bench) -> dict[str, Any]:
             "chat_template": request.chat_template,
             "system_instruction": request.system_instruction,
             "dtype": bench.template.dtype,
-            "batch_size": bench.loaded.config.batch_size,
         }
         for request in requests(bench.loaded)
     }

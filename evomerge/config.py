@@ -151,7 +151,7 @@ class SearchConfig:
     device: str = "auto"
     placement: Placement | None = None
     compile: Compile = "auto"
-    batch_size: Count = 64
+    batch_tokens: Count | None = None
     threads: Count | None = None
     storage: str | None = None
     output: Path | None = None

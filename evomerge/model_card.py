@@ -156,7 +156,7 @@ def lm_eval_commands(folder: str, tasks: Mapping[str, Any], samples: str) -> lis
         words = [
             "lm_eval --model hf",
             f"--model_args pretrained={folder},dtype={way['dtype']},softmax_dtype=float32",
-            f"--tasks {','.join(names)} --batch_size {way['batch_size']} --samples {samples}",
+            f"--tasks {','.join(names)} --batch_size 16 --samples {samples}",
         ]
         if way["num_fewshot"] is not None:
             words.append(f"--num_fewshot {way['num_fewshot']}")

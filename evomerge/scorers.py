@@ -1,13 +1,13 @@
 """From the tasks of a configuration to the scorer of all of them."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from evomerge.config import LoadedConfig
 from evomerge.config_tasks import BITS_PER_BYTE, LM_EVAL, OWN_FUNCTION, TaskConfig
 from evomerge.errors import UserError
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.bits_per_byte import BitsPerByte
 from evomerge.scoring.generator import Generator
 from evomerge.scoring.harness import Harness
@@ -20,18 +20,32 @@ from evomerge.scoring.own_function import (
 )
 from evomerge.scoring.scorer import Scorer
 from evomerge.scoring.several import Scorers
+from evomerge.scoring.sharing import LanguageModels
 from evomerge.scoring.tasks import TaskRequest
 
 
-def scorer_of(loaded: LoadedConfig, tokenizer: Any) -> Scorer:
-    """Scores all tasks of the configuration; lm-eval's are loaded only where there are some."""
-    makers: dict[str, Callable[[LoadedConfig, Any], Scorer]] = {
-        LM_EVAL: _harness,
-        BITS_PER_BYTE: _bits_per_byte,
-        OWN_FUNCTION: _own_functions,
-    }
-    kinds = {task.kind: makers[task.kind] for task in tasks_of(loaded).values()}
-    parts = [make(loaded, tokenizer) for make in kinds.values()]
+def scorer_of(loaded: LoadedConfig, tokenizer: Any, budget: BatchBudget) -> Scorer:
+    """Scores all tasks of the configuration; lm-eval's are loaded only where there are some.
+
+    budget: how much a forward pass takes.
+    """
+    kinds = {task.kind for task in tasks_of(loaded).values()}
+    parts: list[Scorer] = []
+    language_models = LanguageModels(tokenizer, budget=budget)
+    if LM_EVAL in kinds:
+        harness = Harness(
+            requests(loaded),
+            tokenizer,
+            budget=budget,
+            allow_code=loaded.config.allow_code,
+            generator=_generator(loaded, tokenizer),
+        )
+        parts.append(harness)
+        language_models = harness.language_models
+    if BITS_PER_BYTE in kinds:
+        parts.append(BitsPerByte(_files(loaded), language_models))
+    if OWN_FUNCTION in kinds:
+        parts.append(OwnFunctions(_function_tasks(loaded), tokenizer))
     return parts[0] if len(parts) == 1 else Scorers(parts, order=list(tasks_of(loaded)))
 
 
@@ -66,16 +80,6 @@ def sources(loaded: LoadedConfig) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
-def _harness(loaded: LoadedConfig, tokenizer: Any) -> Harness:
-    return Harness(
-        requests(loaded),
-        tokenizer,
-        batch_size=loaded.config.batch_size,
-        allow_code=loaded.config.allow_code,
-        generator=_generator(loaded, tokenizer),
-    )
-
-
 def _generator(loaded: LoadedConfig, tokenizer: Any) -> Generator | None:
     if loaded.config.generation == "own":
         return None
@@ -84,16 +88,12 @@ def _generator(loaded: LoadedConfig, tokenizer: Any) -> Generator | None:
     return VllmGenerator(tokenizer)
 
 
-def _bits_per_byte(loaded: LoadedConfig, tokenizer: Any) -> BitsPerByte:
+def _files(loaded: LoadedConfig) -> dict[str, Path]:
     tasks = tasks_of(loaded, BITS_PER_BYTE)
-    return BitsPerByte(
-        {name: loaded.folder / (task.file or Path()) for name, task in tasks.items()},
-        tokenizer,
-        batch_size=loaded.config.batch_size,
-    )
+    return {name: loaded.folder / (task.file or Path()) for name, task in tasks.items()}
 
 
-def _own_functions(loaded: LoadedConfig, tokenizer: Any) -> OwnFunctions:
+def _function_tasks(loaded: LoadedConfig) -> list[FunctionTask]:
     tasks = tasks_of(loaded, OWN_FUNCTION)
     if not loaded.config.allow_code:
         raise UserError(
@@ -103,16 +103,13 @@ def _own_functions(loaded: LoadedConfig, tokenizer: Any) -> OwnFunctions:
                 for name, task in tasks.items()
             )
         )
-    return OwnFunctions(
-        [
-            FunctionTask(
-                name=name,
-                metric=f"{(task.scorer or '').partition(':')[2]},none",
-                function=load_function(task.scorer or "", loaded.folder),
-                documents=read_documents(name, loaded.folder / (task.documents or Path())),
-                higher_is_better=task.higher_is_better is not False,
-            )
-            for name, task in tasks.items()
-        ],
-        tokenizer,
-    )
+    return [
+        FunctionTask(
+            name=name,
+            metric=f"{(task.scorer or '').partition(':')[2]},none",
+            function=load_function(task.scorer or "", loaded.folder),
+            documents=read_documents(name, loaded.folder / (task.documents or Path())),
+            higher_is_better=task.higher_is_better is not False,
+        )
+        for name, task in tasks.items()
+    ]

@@ -31,6 +31,7 @@ from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
 from evomerge.searching.study import (
+    BATCH_TOKENS,
     HISTORY,
     IDENTITY,
     OBJECTIVE,
@@ -56,7 +57,7 @@ _COMPARABLE = (
     "tasks",
     "documents",
     "dtype",
-    "batch_size",
+    "batch_tokens",
     "code",
     "generation",
 )
@@ -268,6 +269,7 @@ def _run(
     if done:
         log.info("goes on after %d finished trials", done)
     evaluate = evaluator(bench, folder.statistics)
+    _keep_budget(bench, study)
     progress = Progress(budget=budget)
     for record in read_trials(study):
         progress.add(record, earlier=True)
@@ -300,6 +302,16 @@ def _run(
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
     verdict = decide(study, folder, bench.objective, config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
+
+
+def _keep_budget(bench: Bench, study: optuna.Study) -> None:
+    """Goes on with the batches that the study began with, found anew or not."""
+    known = study.user_attrs.get(BATCH_TOKENS)
+    if known is None:
+        study.set_user_attr(BATCH_TOKENS, bench.budget.tokens)
+    else:
+        bench.budget.set(known)
+    log.info("%d tokens in a forward pass", bench.budget.tokens)
 
 
 def _budget(config: BudgetConfig) -> Budget:

@@ -20,13 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.means import MeanScores
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
+from evomerge.scoring.sharing import LanguageModels
 
 METRIC = "bits_per_byte,none"
 """Lower is better."""
@@ -36,24 +36,12 @@ _BYTES = 1024  # of a document: about a hundred documents, enough to split, of 1
 class BitsPerByte:
     """The scorer of text files (UTF-8).
 
-    files: task -> its file. batch_size: texts per forward pass. max_length: tokens of a window;
-    None: what the model's config says. Raises UserError where a file cannot be read or is empty.
+    files: task -> its file. Raises UserError where one cannot be read or is empty.
     """
 
-    def __init__(
-        self,
-        files: Mapping[str, Path],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        batch_size: int,
-        max_length: int | None = None,
-    ) -> None:
+    def __init__(self, files: Mapping[str, Path], language_models: LanguageModels) -> None:
         self._texts = {task: _read(task, file) for task, file in files.items()}
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
-        self._max_length = max_length
-        # Not the harness's: it would remember the tokens of no text twice, for none is in both.
-        self._language_model: LanguageModel | None = None
+        self._language_models = language_models
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -74,17 +62,8 @@ class BitsPerByte:
 
     def start(self, model: nn.Module, kinds: AbstractSet[Kind] = KINDS) -> "BitsPerByteScoring":
         """Begins to score the weights that `model` holds now."""
-        if not isinstance(model, PreTrainedModel):
-            raise UserError(f"the model is a {type(model).__name__}; expected one of transformers")
-        if self._language_model is None or self._language_model.model is not model:
-            self._language_model = LanguageModel(
-                model,
-                self._tokenizer,
-                batch_size=self._batch_size,
-                max_length=self._max_length,
-            )
-        self._language_model.weights_changed()
-        return BitsPerByteScoring(self._texts, self._language_model, smooth="smooth" in kinds)
+        language_model = self._language_models.start(model)
+        return BitsPerByteScoring(self._texts, language_model, smooth="smooth" in kinds)
 
 
 class BitsPerByteScoring:
@@ -100,6 +79,7 @@ class BitsPerByteScoring:
         self._metrics = metrics
         self._begun: list[str] = []
         self._seconds = 0.0
+        self._in_model = 0.0
 
     def add(self, documents: Documents) -> dict[str, DocumentScores]:
         """Scores further documents; task -> its scores per document so far.
@@ -107,7 +87,7 @@ class BitsPerByteScoring:
         Raises CandidateError, naming the tasks, where a log-probability is NaN or memory runs out;
         UserError for an unknown task or document, or one that was scored before.
         """
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._model.seconds
         for name in documents:
             if name not in self._texts:
                 raise UserError(f"task {name!r} is unknown; {did_you_mean(name, self._texts)}")
@@ -123,15 +103,16 @@ class BitsPerByteScoring:
             self._scores[task].add(number, {name: values[name] for name in self._metrics})
         self._begun += [task for task in documents if task not in self._begun]
         self._seconds += time.perf_counter() - start
+        self._in_model += self._model.seconds - before
         return {task: self._scores[task].per_document() for task in self._begun}
 
     def scorecard(self) -> Scorecard:
         """The scores of all documents so far."""
-        model = self._model.seconds
         return Scorecard(
             metrics=tuple(m for task in self._begun for m in self._scores[task].metrics()),
             per_document={task: self._scores[task].per_document() for task in self._begun},
-            seconds={"model": model, "metric": self._seconds - model},
+            seconds={"model": self._in_model, "metric": self._seconds - self._in_model},
+            remarks=self._model.remarks,
         )
 
 

@@ -14,15 +14,17 @@ from typing import Any
 from lm_eval.api.metrics import stderr_for_metric
 from lm_eval.tasks import TaskManager
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.generator import Generator
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
 from evomerge.scoring.means import known_numbers
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
+from evomerge.scoring.sharing import LanguageModels
 from evomerge.scoring.smooth import SmoothScores
 from evomerge.scoring.tasks import (
     FoundScores,
@@ -36,9 +38,8 @@ from evomerge.scoring.tasks import (
 class Harness:
     """The scorer that runs lm-eval's tasks.
 
-    batch_size: texts per forward pass, the same for all candidates, because the last digits of
-    bfloat16 results depend on it. max_length: tokens of prompt and answer together; None: what
-    the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
+    budget: how much a forward pass takes. max_length: tokens of prompt and answer together; None:
+    what the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
     Python code that a task in a local folder brings along, and tasks that run the model's answers
     as code. generator: what decodes greedily; None: the live model itself.
 
@@ -50,7 +51,7 @@ class Harness:
         requests: Sequence[TaskRequest],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        budget: BatchBudget,
         max_length: int | None = None,
         seed: int = 1234,
         allow_code: bool = False,
@@ -59,11 +60,10 @@ class Harness:
         names = [request.name for request in requests]
         if not names or len(set(names)) < len(names):
             raise UserError(f"tasks are {names}; expected at least one, and each only once")
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
-        self._max_length = max_length
-        self._generator = generator
-        self._language_model: LanguageModel | None = None
+        self.language_models = LanguageModels(
+            tokenizer, budget=budget, max_length=max_length, generator=generator
+        )
+        """That of the live model; other scorers may share it."""
         managers: dict[Path | None, TaskManager] = {}
         self._tasks: dict[str, PreparedTask] = {}
         self._smooth: dict[str, SmoothScores] = {}
@@ -106,19 +106,7 @@ class Harness:
 
         kinds: without "metric", no answer is generated; without "smooth", no reference is read.
         """
-        if not isinstance(model, PreTrainedModel):
-            raise UserError(f"the model is a {type(model).__name__}; expected one of transformers")
-        language_model = self._language_model
-        if language_model is None or language_model.model is not model:
-            language_model = self._language_model = LanguageModel(
-                model,
-                self._tokenizer,
-                batch_size=self._batch_size,
-                max_length=self._max_length,
-                generator=self._generator,
-            )
-        language_model.weights_changed()
-        return HarnessScoring(self._tasks, self._smooth, language_model, kinds)
+        return HarnessScoring(self._tasks, self._smooth, self.language_models.start(model), kinds)
 
 
 class HarnessScoring:
@@ -137,6 +125,7 @@ class HarnessScoring:
         self._kinds = kinds
         self._found: dict[str, FoundScores] = {}
         self._seconds = 0.0
+        self._in_model = 0.0
 
     def add(self, documents: Documents) -> dict[str, DocumentScores]:
         """Scores further documents; task -> its scores per document so far.
@@ -144,7 +133,7 @@ class HarnessScoring:
         Raises CandidateError, naming the tasks, where a log-likelihood or metric is NaN or memory
         runs out; UserError for an unknown task or document, or one that was scored before.
         """
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._model.seconds
         for name in documents:
             if name not in self._tasks:
                 raise UserError(f"task {name!r} is unknown; " + did_you_mean(name, self._tasks))
@@ -166,6 +155,7 @@ class HarnessScoring:
             noun = "task" if len(documents) == 1 else "tasks"
             raise type(error)(f"{noun} {names}: {error}") from error
         self._seconds += time.perf_counter() - start
+        self._in_model += self._model.seconds - before
         return found
 
     def scorecard(self) -> Scorecard:
@@ -173,11 +163,12 @@ class HarnessScoring:
         start = time.perf_counter()
         metrics = [m for scores in self._found.values() for m in scores.metrics(stderr_for_metric)]
         per_document = {name: scores.per_document() for name, scores in self._found.items()}
-        total, model = self._seconds + time.perf_counter() - start, self._model.seconds
+        total, model = self._seconds + time.perf_counter() - start, self._in_model
         return Scorecard(
             metrics=tuple(metrics),
             per_document=per_document,
             seconds={"model": model, "metric": total - model},
+            remarks=self._model.remarks,
         )
 
     def _metric_wanted(self, name: str) -> bool:

@@ -55,6 +55,8 @@ class Scorecard:
     """Task -> its scores."""
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     """By phase: "model" for forward passes and decoding, "metric" for all else."""
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    """What was not done as usual, in words: memory that ran out, beginnings that are not shared."""
 
     def metric(self, task: str, name: str) -> Metric:
         """The metric of that task and "metric,filter" name; KeyError if it was not scored."""

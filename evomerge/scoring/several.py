@@ -81,4 +81,5 @@ class ScoringOfSeveral:
             ),
             per_document={task: per_document[task] for task in order if task in per_document},
             seconds=dict(seconds),
+            remarks=tuple(dict.fromkeys(remark for card in cards for remark in card.remarks)),
         )

@@ -131,6 +131,8 @@ class Loop:
             write_documents(scorecard, self.folder.documents("search", trial.number))
             seconds["record"] = time.perf_counter() - before
             result = {"value": value, "metrics": to_json(scorecard.metrics), "seconds": seconds}
+            if scorecard.remarks:
+                result["remarks"] = list(scorecard.remarks)
             trial.set_user_attr(RESULT, result)
             self.study.tell(trial, value)
 

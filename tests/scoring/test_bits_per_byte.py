@@ -11,16 +11,18 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.bits_per_byte import METRIC, BitsPerByte, cut
 from evomerge.scoring.scorecard import SMOOTH
 from evomerge.scoring.scorer import Scorer, score_blocks
+from evomerge.scoring.sharing import LanguageModels
 
 TEXT = Path(__file__).parent.parent.parent / "LICENSE"  # 11 KB of English
 
 
 @pytest.fixture(scope="module")
 def scorer(tokenizer: Any) -> Scorer:
-    return BitsPerByte({"licence": TEXT}, tokenizer, batch_size=8)
+    return BitsPerByte({"licence": TEXT}, LanguageModels(tokenizer, budget=BatchBudget(1024)))
 
 
 def test_documents_are_of_one_size_and_make_up_the_text(scorer: Scorer) -> None:
@@ -116,10 +118,11 @@ def test_nan_weights_fail_the_candidate(scorer: Scorer, model: Any) -> None:
 def test_files_that_are_no_text(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    shared = LanguageModels(tokenizer, budget=BatchBudget(1024))
     for name, message in (
         ("empty.txt", "is empty; expected a text"),
         ("latin.txt", "cannot be read: .* expected a text file in UTF-8"),
         ("none.txt", "none.txt cannot be read"),
     ):
         with pytest.raises(UserError, match=f"task 'notes': .*{message}"):
-            BitsPerByte({"notes": tmp_path / name}, tokenizer, batch_size=8)
+            BitsPerByte({"notes": tmp_path / name}, shared)

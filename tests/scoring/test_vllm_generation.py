@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorer import score_blocks
 from evomerge.scoring.tasks import TaskRequest
@@ -84,8 +85,10 @@ def test_answers_are_those_of_the_live_models_weights(
     vllm: Any, folder: Path, tokenizer: Any, model: Any
 ) -> None:
     requests = [TaskRequest(name=name, folder=folder) for name in ("answer", "counted", "cloze")]
-    own = Harness(requests, tokenizer, batch_size=8)
-    other = Harness(requests, tokenizer, batch_size=8, generator=VllmGenerator(tokenizer))
+    own = Harness(requests, tokenizer, budget=BatchBudget(256))
+    other = Harness(
+        requests, tokenizer, budget=BatchBudget(256), generator=VllmGenerator(tokenizer)
+    )
     blocks = [{"answer": range(12), "cloze": range(4)}, {"counted": range(6)}]
     first = score_blocks(other, model, blocks)
     assert first == score_blocks(own, model, blocks)
