@@ -9,7 +9,7 @@ import pandas as pd
 from evomerge.errors import UserError
 from evomerge.inspection import Inspection
 from evomerge.merging.models import Models
-from evomerge.model_card import SAMPLES, lm_eval_commands
+from evomerge.model_card import SAMPLES, lm_eval_commands, score_command
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
@@ -149,16 +149,18 @@ def _doubts(report: RunReport, records: Sequence[TrialRecord]) -> list[str]:
 
 
 def describe_lm_eval(run: Path, trial: int) -> str:
-    """The stock commands for a trial, to be run after its export."""
+    """The commands that score a trial again, to be run after its export: stock lm-eval's, and
+    `evomerge score` for tasks that it does not know."""
     report = read_run(run)
     if trial not in {record.number for record in report.ranked}:
         raise UserError(f"trial {trial} has no scores")
-    return "\n".join(
-        [
-            f"evomerge export {run} OUT --trial {trial}",
-            *lm_eval_commands("OUT", report.tasks, f"OUT/{SAMPLES}"),
-        ]
-    )
+    lines = [
+        f"evomerge export {run} OUT --trial {trial}",
+        *lm_eval_commands("OUT", report.tasks, f"OUT/{SAMPLES}"),
+    ]
+    if command := score_command("OUT", report.tasks):
+        lines.append(f"{command}   # tasks that stock lm-eval does not know")
+    return "\n".join(lines)
 
 
 def describe_scores(scorecard: Scorecard) -> str:

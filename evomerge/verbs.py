@@ -51,7 +51,16 @@ log = logging.getLogger(__name__)
 
 _PROBE_DOCUMENTS = 16  # per task: enough for a forecast, seconds even for large models
 OnProgress = Callable[[Progress, TrialRecord | None], None]
-_COMPARABLE = ("models", "vocabulary", "tasks", "documents", "dtype", "batch_tokens")
+_COMPARABLE = (
+    "models",
+    "vocabulary",
+    "tasks",
+    "documents",
+    "dtype",
+    "batch_tokens",
+    "code",
+    "generation",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

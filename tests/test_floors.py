@@ -16,8 +16,8 @@ FLOORS = [
     {"scoring"},
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
-    {"config", "config_values", "starter", "inspection", "mergekit"},
-    {"assemble", "spaces", "describe", "inspection_picture"},
+    {"config", "config_tasks", "config_values", "starter", "inspection", "mergekit"},
+    {"assemble", "scorers", "spaces", "describe", "inspection_picture"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -27,7 +27,9 @@ BESIDE = {
     ("adapting", "model_card"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
+    ("assemble", "scorers"),
     ("assemble", "spaces"),
+    ("config", "config_tasks"),
     ("config", "config_values"),
 }
 """Rooms of one floor that may know each other: the first knows the second."""
@@ -44,6 +46,7 @@ DOORS = {
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},
+    "vllm": {"scoring/vllm_generation.py"},
     "matplotlib": {"report.py", "inspection_picture.py"},
     "typer": {"cli.py"},
 }

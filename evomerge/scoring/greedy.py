@@ -7,11 +7,11 @@ others waiting.
 from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
+from evomerge.scoring.generator import Answer
 from evomerge.scoring.logits import keeps_keys_and_values
 from evomerge.scoring.rows import Rows
 
@@ -34,15 +34,6 @@ def decodes_greedily(model: PreTrainedModel) -> bool:
     config = model.generation_config
     changed = {name for name, value in config.to_diff_dict().items() if value is not None}
     return changed <= _HARMLESS and keeps_keys_and_values(model)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a model says after a prompt."""
-
-    tokens: tuple[int, ...]
-    cut_off: bool
-    """Whether it ended only because it had as many tokens as it may have."""
 
 
 @torch.no_grad()

@@ -15,24 +15,26 @@ from typing import Any
 from lm_eval.api.metrics import stderr_for_metric
 from lm_eval.tasks import TaskManager
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
 from evomerge.scoring.answers import Generated, examine
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.extraction import Extraction
+from evomerge.scoring.generator import Generator
 from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
+from evomerge.scoring.means import known_numbers
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
+from evomerge.scoring.sharing import LanguageModels
 from evomerge.scoring.smooth import SmoothScores
 from evomerge.scoring.task_names import built_in_tasks
 from evomerge.scoring.tasks import (
     FoundScores,
     PreparedTask,
     TaskRequest,
-    known_numbers,
     prepare_task,
     reset_answers,
 )
@@ -44,7 +46,7 @@ class Harness:
     budget: how much a forward pass takes. max_length: tokens of prompt and answer together; None:
     what the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
     Python code that a task in a local folder brings along, and tasks that run the model's answers
-    as code.
+    as code. generator: what decodes greedily; None: the live model itself.
 
     Raises UserError where a task cannot be found, loaded or prepared, or has no such metric.
     """
@@ -58,14 +60,15 @@ class Harness:
         max_length: int | None = None,
         seed: int = 1234,
         allow_code: bool = False,
+        generator: Generator | None = None,
     ) -> None:
         names = [request.name for request in requests]
         if not names or len(set(names)) < len(names):
             raise UserError(f"tasks are {names}; expected at least one, and each only once")
-        self._tokenizer = tokenizer
-        self._budget = budget
-        self._max_length = max_length
-        self._language_model: LanguageModel | None = None
+        self.language_models = LanguageModels(
+            tokenizer, budget=budget, max_length=max_length, generator=generator
+        )
+        """That of the live model; other scorers may share it."""
         self._kept_tokens: KeptTokens | None = None
         self._kept_names: dict[str, str] = {}
         managers: dict[Path | None, TaskManager] = {}
@@ -112,18 +115,9 @@ class Harness:
 
         kinds: without "metric", no answer is generated; without "smooth", no reference is read.
         """
-        if not isinstance(model, PreTrainedModel):
-            raise UserError(f"the model is a {type(model).__name__}; expected one of transformers")
-        language_model = self._language_model
-        if language_model is None or language_model.model is not model:
-            language_model = self._language_model = LanguageModel(
-                model,
-                self._tokenizer,
-                budget=self._budget,
-                max_length=self._max_length,
-            )
+        language_model = self.language_models.start(model)
+        if self._kept_tokens is None or self._kept_tokens.memory is not language_model.memory:
             self._kept_tokens = self._read_tokens(language_model)
-        language_model.weights_changed()
         return HarnessScoring(
             self._tasks, self._smooth, language_model, kinds, kept_tokens=self._kept_tokens
         )
@@ -160,6 +154,7 @@ class HarnessScoring:
         self._generated: dict[str, list[Generated]] = defaultdict(list)
         self._extracted: dict[str, list[bool]] = defaultdict(list)
         self._seconds = 0.0
+        self._in_model = 0.0
 
     def add(self, documents: Documents) -> dict[str, DocumentScores]:
         """Scores further documents; task -> its scores per document so far.
@@ -167,11 +162,14 @@ class HarnessScoring:
         Raises CandidateError, naming the tasks, where a log-likelihood or metric is NaN or memory
         runs out; UserError for an unknown task or document, or one that was scored before.
         """
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._model.seconds
         for name in documents:
             if name not in self._tasks:
                 raise UserError(f"task {name!r} is unknown; " + did_you_mean(name, self._tasks))
-        ordered = {n: known_numbers(self._tasks[n], numbers) for n, numbers in documents.items()}
+        ordered = {
+            name: known_numbers(name, len(self._tasks[name].documents), numbers)
+            for name, numbers in documents.items()
+        }
         for name, numbers in ordered.items():
             self._found.setdefault(name, FoundScores(self._tasks[name])).refuse(numbers)
         try:
@@ -191,6 +189,7 @@ class HarnessScoring:
         if self._kept_tokens is not None:
             self._kept_tokens.keep()
         self._seconds += time.perf_counter() - start
+        self._in_model += self._model.seconds - before
         return found
 
     def scorecard(self) -> Scorecard:
@@ -198,7 +197,7 @@ class HarnessScoring:
         start = time.perf_counter()
         metrics = [m for scores in self._found.values() for m in scores.metrics(stderr_for_metric)]
         per_document = {name: scores.per_document() for name, scores in self._found.items()}
-        total, model = self._seconds + time.perf_counter() - start, self._model.seconds
+        total, model = self._seconds + time.perf_counter() - start, self._in_model
         return Scorecard(
             metrics=tuple(metrics),
             per_document=per_document,

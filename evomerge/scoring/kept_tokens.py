@@ -63,7 +63,7 @@ class KeptTokens:
     def __init__(
         self, memory: TokenMemory, tasks: Mapping[str, Sequence[Any]], encoding: str
     ) -> None:
-        self._memory = memory
+        self.memory = memory
         self._prefix = f"tokens-{hashlib.sha256(encoding.encode()).hexdigest()[:12]}"
         self._numbers: dict[str, dict[str, int]] = {}
         for name, requests in tasks.items():
@@ -77,13 +77,13 @@ class KeptTokens:
 
     def keep(self) -> None:
         """Writes what the memory has learnt since the last time."""
-        if _counts(self._memory) == self._known:
+        if _counts(self.memory) == self._known:
             return
         for name, numbers in self._numbers.items():
-            entries = list(_new_entries(self._memory, self._known, numbers))
+            entries = list(_new_entries(self.memory, self._known, numbers))
             if entries:
                 _write(kept_folder(name), self._prefix, entries)
-        self._known = _counts(self._memory)
+        self._known = _counts(self.memory)
 
 
 def _counts(memory: TokenMemory) -> tuple[int, int, int]:

@@ -28,7 +28,8 @@ from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.answers import Generated
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.forward_pass import ForwardPass, prepare_pass, run_pass
-from evomerge.scoring.greedy import Answer, decode, decodes_greedily
+from evomerge.scoring.generator import Answer, Generator
+from evomerge.scoring.greedy import decode, decodes_greedily
 from evomerge.scoring.kept_tokens import TokenMemory
 from evomerge.scoring.likelihood import Pair, plan_passes
 from evomerge.scoring.logits import input_device, sliding_window, why_nothing_is_shared
@@ -53,7 +54,7 @@ class LanguageModel:
 
     Build it once per model: texts are remembered as tokens, and plans of what is asked together.
     budget: how much a forward pass takes. max_length: tokens of context and answer together; None:
-    what the model's config says.
+    what the model's config says. generator: what decodes greedily; None: the live model itself.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LanguageModel:
         *,
         budget: BatchBudget,
         max_length: int | None = None,
+        generator: Generator | None = None,
     ) -> None:
         if model.config.is_encoder_decoder:
             raise UserError(
@@ -72,6 +74,7 @@ class LanguageModel:
         self.model = model
         self._tokenizer = tokenizer
         self._budget = budget
+        self._generator = generator
         budget.settle(model)
         with _without_warnings("lm_eval.models.huggingface"):
             # The stock model warns that a live model ignores arguments which are not given here.
@@ -102,6 +105,8 @@ class LanguageModel:
         self.seconds = 0.0
         self._trunks = Trunks(self.model, tokens=self._limits.tokens, held=self._limits.held)
         self._exceptions: list[str] = []
+        if self._generator is not None:
+            self._generator.weights_changed()
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -276,7 +281,18 @@ class LanguageModel:
 
     def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[Generated]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
-        answers = self._within_memory(partial(self._decode, prompts, decoding))
+        if self._generator is None:
+            work = partial(self._decode, prompts, decoding)
+        else:
+            work = partial(
+                self._generator.generate,
+                self.model,
+                prompts,
+                max_new_tokens=decoding.max_new_tokens,
+                stop=decoding.until,
+                end_tokens=self._end_tokens(),
+            )
+        answers = self._within_memory(work)
         until, limit = list(decoding.until), decoding.max_new_tokens
         texts = [self._stock.tok_decode(answer.tokens) for answer in answers]
         return [

@@ -82,7 +82,7 @@ def refuse_code(path: Path) -> None:
     def refuse(_: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
         raise UserError(
             f"{path}: '!function {node.value}' would run Python code of that folder; if you trust "
-            "it, allow code (allow_code)"
+            "it, allow code (--allow-code, or allow_code: true)"
         )
 
     Loader.add_constructor("!function", refuse)
@@ -112,7 +112,7 @@ def _check(request: TaskRequest, task: Any, allow_code: bool) -> None:
     if getattr(task, "UNSAFE_CODE", False) and not allow_code:
         raise UserError(
             f"task {name!r} runs the model's answers as code; if you want that on this machine, "
-            "allow code (allow_code)"
+            "allow code (--allow-code, or allow_code: true)"
         )
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"task {name!r} needs images or sound; expected a task of text")
