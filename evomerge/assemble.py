@@ -18,7 +18,7 @@ from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
-from evomerge.config import LoadedConfig, TaskConfig
+from evomerge.config import LoadedConfig
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.calibration import calibrate, calibrated_sources, check_text
 from evomerge.merging.kept_statistics import KeptStatistics
@@ -30,11 +30,11 @@ from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
 from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
+from evomerge.scorers import requests, scorer_of, sources, tasks_of
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.documents import Split, split_documents, stratified_blocks
-from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind, Scorer, score_blocks
-from evomerge.scoring.tasks import TaskRequest
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective, Target, choose_goal
 from evomerge.searching.racing import EarlyStopping, Racing
@@ -55,6 +55,8 @@ class Bench:
     """Models, seed and dtype of every recipe; no rules."""
     models: Models
     scorer: Scorer
+    budget: BatchBudget
+    """Of the scorer's forward passes."""
     splits: Mapping[str, Split]
     goal: Goal
     early_stopping: EarlyStopping | None
@@ -108,20 +110,23 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
     models = open_models(
         template, trust_remote_code=config.trust_remote_code, relative_to=loaded.folder
     )
-    harness = _harness(loaded, models)
+    found = models.vocabularies
+    tokenizer = load_tokenizer(models.base.folder) if found is None else found.tokenizer
+    budget = BatchBudget(config.batch_tokens)
+    scorer = scorer_of(loaded, tokenizer, budget)
     splits = {
         name: split_documents(
             task=name,
-            texts=harness.documents(name),
+            texts=scorer.documents(name),
             seed=config.documents.seed,
             holdout_share=config.documents.holdout,
-            limit=(task or TaskConfig()).limit,
+            limit=task.limit,
         )
-        for name, task in config.tasks.items()
+        for name, task in tasks_of(loaded).items()
     }
     targets = {
-        name: Target(metric=harness.objective(name), weight=(task or TaskConfig()).weight)
-        for name, task in config.tasks.items()
+        name: Target(metric=scorer.objective(name), weight=task.weight)
+        for name, task in tasks_of(loaded).items()
     }
     template = _with_hashes(template, models, hashes)
     space = space_of(loaded, template, models)
@@ -132,10 +137,11 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         loaded=loaded,
         template=template,
         models=models,
-        scorer=harness,
+        scorer=scorer,
+        budget=budget,
         splits=splits,
         goal=choose_goal(
-            config.objective, Objective(targets=targets), harness.smooth, config.finalists
+            config.objective, Objective(targets=targets), scorer.smooth, config.finalists
         ),
         early_stopping=None
         if config.early_stopping is None
@@ -196,6 +202,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
         run=bench.run,
     )
     bench.models.hold(bench.memory.placement, workspace.devices)
+    bench.budget.settle(workspace.model)
 
     def evaluate(
         recipe: Recipe,
@@ -237,8 +244,8 @@ def identity(bench: Bench) -> dict[str, Any]:
             name: bench.template.model(name).sha256 for name in (BASE, *bench.template.sources)
         },
         "tasks": {
-            name: _plain(task or TaskConfig(), without=("folder",))
-            for name, task in config.tasks.items()
+            name: _plain(task, without=("folder", "file", "documents"))
+            for name, task in tasks_of(bench.loaded).items()
         },
         "documents": _plain(config.documents) | {"tasks": documents},
         "space": _plain(config.space),
@@ -246,7 +253,7 @@ def identity(bench: Bench) -> dict[str, Any]:
         "sampler": config.sampler,
         "seed": config.seed,
         "dtype": bench.template.dtype,
-        "batch_size": config.batch_size,
+        "batch_tokens": config.batch_tokens,
         "objective": bench.goal.kind,
         # Batches are filled within a block, and the last digits depend on them.
         "blocks": len(bench.blocks("search")),
@@ -255,22 +262,27 @@ def identity(bench: Bench) -> dict[str, Any]:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
     if bench.template.calibration is not None:
         facts["calibration"] = _plain(bench.template.calibration, without=("file",))
+    if code := sources(bench.loaded):
+        facts["code"] = code
+    if config.generation != "own":
+        facts["generation"] = config.generation
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
 
 
 def asked(bench: Bench) -> dict[str, Any]:
-    """Task -> how it is asked, as the stock lm_eval command needs to be told."""
-    return {
+    """Task -> how it is asked, as the stock lm_eval command needs to be told; of tasks that are
+    not lm-eval's, only the scorer."""
+    others = {n: {"scorer": t.scorer} for n, t in tasks_of(bench.loaded).items() if t.scorer}
+    return others | {
         request.name: {
             "folder": None if request.folder is None else str(request.folder.resolve()),
             "num_fewshot": request.num_fewshot,
             "chat_template": request.chat_template,
             "system_instruction": request.system_instruction,
             "dtype": bench.template.dtype,
-            "batch_size": bench.loaded.config.batch_size,
         }
-        for request in _requests(bench.loaded)
+        for request in requests(bench.loaded)
     }
 
 
@@ -312,33 +324,6 @@ def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
     if named not in known:
         raise UserError(f"base: {folder}: dtype is {named!r}; expected one of {', '.join(known)}")
     return known[named]
-
-
-def _harness(loaded: LoadedConfig, models: Models) -> Harness:
-    config = loaded.config
-    found = models.vocabularies
-    return Harness(
-        _requests(loaded),
-        load_tokenizer(models.base.folder) if found is None else found.tokenizer,
-        batch_size=config.batch_size,
-        allow_code=config.allow_code,
-    )
-
-
-def _requests(loaded: LoadedConfig) -> list[TaskRequest]:
-    tasks = {name: task or TaskConfig() for name, task in loaded.config.tasks.items()}
-    return [
-        TaskRequest(
-            name=name,
-            folder=None if task.folder is None else loaded.folder / task.folder,
-            metric=task.metric,
-            filter=task.filter,
-            num_fewshot=task.num_fewshot,
-            chat_template=task.chat_template,
-            system_instruction=task.system_instruction,
-        )
-        for name, task in tasks.items()
-    ]
 
 
 def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:

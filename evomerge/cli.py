@@ -39,6 +39,12 @@ Trust = Annotated[
 ]
 
 
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Run Python code of task folders and scorers, as `allow_code: true`."
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where to merge: auto, cpu, or cuda:N.")]
 
 
@@ -131,15 +137,21 @@ def inspect(
 def check(
     config: Config,
     probe: Annotated[
-        bool, typer.Option(help="Also time one candidate on a few documents, for the forecast.")
+        bool,
+        typer.Option(help="Also score the base, and time a candidate, on a few documents."),
     ] = True,
+    allow_code: AllowCode = False,
 ) -> None:
     """Tells all that can be known before a search: models, groups, memory, forecast."""
     with _errors(), _quiet():
+        from evomerge.config import load_config
         from evomerge.describe import describe_check
         from evomerge.verbs import check as run
 
-        _out.print(describe_check(run(config, probe=probe)), markup=False)
+        _out.print(
+            describe_check(run(load_config(config, allow_code=allow_code), probe=probe)),
+            markup=False,
+        )
 
 
 @app.command(epilog="Example: evomerge search configs/quickstart.yaml")
@@ -152,16 +164,18 @@ def search(
         bool,
         typer.Option("--fork", help="If the configuration has changed, start a run beside."),
     ] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Starts a search, or goes on with it; the options replace the file's budget."""
     with _errors(), _messages(), _quiet():
-        from evomerge.config import parse_budget
+        from evomerge.config import load_config, parse_budget
         from evomerge.describe import describe_outcome
         from evomerge.verbs import search as run
 
         budget = parse_budget(trials=trials, hours=hours, until=until)
+        loaded = load_config(config, allow_code=allow_code)
         with _progress_line() as on_progress:
-            outcome = run(config, budget=budget, fork=fork, on_progress=on_progress)
+            outcome = run(loaded, budget=budget, fork=fork, on_progress=on_progress)
         _out.print(describe_outcome(outcome), markup=False)
 
 
@@ -187,13 +201,16 @@ def score(
     what: Annotated[Path, typer.Argument(help="A recipe.yaml, or a model folder.")],
     config: Annotated[Path, typer.Option(help="The configuration whose tasks are scored.")],
     on: Annotated[SideName, typer.Option(help="Documents of the split.")] = SideName.search,
+    allow_code: AllowCode = False,
 ) -> None:
     """Scores a recipe or a model folder as a trial of the search would be scored."""
     with _errors(), _messages(), _quiet():
+        from evomerge.config import load_config
         from evomerge.describe import describe_scores
         from evomerge.verbs import score as run
 
-        _out.print(describe_scores(run(what, config, side=on.value)), markup=False)
+        loaded = load_config(config, allow_code=allow_code)
+        _out.print(describe_scores(run(what, loaded, side=on.value)), markup=False)
 
 
 @app.command(epilog="Example: evomerge merge winner/recipe.yaml merged")

@@ -6,13 +6,14 @@ give the path in the file, the value, what was expected, and the nearest valid n
 
 import datetime
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.architectures import LAYER_PARTS, PARTS
+from evomerge.config_tasks import TaskConfig, task_problems
 from evomerge.config_values import (
     read_clock,
     read_depth,
@@ -43,22 +44,6 @@ ModelField = Annotated[Model, BeforeValidator(read_model)]
 RangesField = Annotated[dict[str, Annotated[Any, Field()]], BeforeValidator(read_ranges)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskConfig:
-    """One task and what of it counts."""
-
-    __pydantic_config__ = _STRICT
-
-    folder: Path | None = None
-    metric: str | None = None
-    filter: str | None = None
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    chat_template: bool = False
-    system_instruction: str | None = None
-    limit: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,12 +170,13 @@ class SearchConfig:
     device: str = "auto"
     placement: Placement | None = None
     compile: Compile = "auto"
-    batch_size: Count = 64
+    batch_tokens: Count | None = None
     threads: Count | None = None
     storage: str | None = None
     output: Path | None = None
     trust_remote_code: bool = False
     allow_code: bool = False
+    generation: Literal["own", "vllm"] = "own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,16 +207,19 @@ def parse_budget(
     return validate(given, BudgetConfig, name="command line") if given else None
 
 
-def load_config(path: Path | str) -> LoadedConfig:
+def load_config(path: Path | str, *, allow_code: bool = False) -> LoadedConfig:
     """Reads and checks a search configuration; loads no model and no task.
 
-    Raises UserError that lists every mistake found.
+    allow_code: as if the file's key of that name were true. Raises UserError that lists every
+    mistake found.
     """
     file = Path(path)
     config = read_yaml(file, SearchConfig)
     problems = [f"{file}: {problem}" for problem in _problems(config, file.parent)]
     if problems:
         raise UserError("\n".join(problems))
+    if allow_code:
+        config = replace(config, allow_code=True)
     return LoadedConfig(file=file, config=config)
 
 
@@ -258,10 +247,13 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
             )
     problems += _calibration_problems(config, folder)
     for name, task in config.tasks.items():
-        if task is not None and task.folder is not None and not (folder / task.folder).is_dir():
-            problems.append(
-                f"tasks.{name}.folder: {task.folder} is no folder ({folder / task.folder})"
-            )
+        problems += task_problems(name, task or TaskConfig(), folder)
+    if config.generation == "vllm" and (config.space.stack or config.device == "spread"):
+        which = "space.stack" if config.space.stack else "device: spread"
+        problems.append(
+            f"generation: vllm: the engine holds one model of fixed depth on one device; {which} "
+            "needs generation: own"
+        )
     used = {row.name for name in config.space.methods for row in METHODS[name].parameters}
     for place, ranges in [
         ("space.ranges", config.space.ranges),

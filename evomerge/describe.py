@@ -9,9 +9,11 @@ import pandas as pd
 from evomerge.errors import UserError
 from evomerge.inspection import Inspection
 from evomerge.merging.models import Models
-from evomerge.model_card import SAMPLES, lm_eval_commands
+from evomerge.model_card import SAMPLES, lm_eval_commands, score_command
 from evomerge.report import RunReport, read_run
+from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
+from evomerge.searching.record import TrialRecord
 
 if TYPE_CHECKING:
     from evomerge.verbs import Check, Outcome
@@ -44,6 +46,8 @@ def describe_check(found: "Check") -> str:
     lines += [f"         {each.sentence()}" for each in found.throughput]
     if found.seconds_of_merge is not None:
         lines.append(f"         a candidate of the whole model takes {_candidate_seconds(found)}")
+    if found.base is not None:
+        lines += [f"answers  {line}" for line in _answers(found.base.answers, "the base, ")]
     if found.seconds_per_trial is not None:
         count = found.forecast()
         seconds = found.seconds_per_trial
@@ -51,7 +55,13 @@ def describe_check(found: "Check") -> str:
             f"time     about {seconds:.2g} s per trial"
             + ("" if count is None else f": {count} trials in about {_duration(count * seconds)}")
         )
+    if found.base is not None:
+        lines += [f"warning  {line}" for line in warnings(found.base.answers, None)]
     return "\n".join(lines)
+
+
+def _answers(answers: Answers, whose: str = "") -> list[str]:
+    return [f"{whose}{task}: {health.sentence()}" for task, health in answers.items()]
 
 
 def _vocabulary(models: Models) -> list[str]:
@@ -100,12 +110,16 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     lines += _economy(report)
     if report.holdout:
         lines += ["", "holdout documents, in points (percent):", "", _table(report)]
+        lines += _doubts(report, [r for r in report.records if r.number in report.holdout])
     elif report.ranked:
         lines += ["", "search documents:", ""]
+        best = report.ranked[:10]
         lines += [
-            f"  {r.name:24} {report.goal.text(r.value or 0.0, r.metrics, digits=2)}"
-            for r in report.ranked[:10]
+            f"{'!' if report.warnings(r) else ' '} {r.name:24} "
+            f"{report.goal.text(r.value or 0.0, r.metrics, digits=2)}"
+            for r in best
         ]
+        lines += _doubts(report, best)
     if seconds := report.median_seconds():
         lines += ["", "median seconds per trial: "]
         lines[-1] += ", ".join(f"{phase} {spent:.3f}" for phase, spent in seconds.items())
@@ -122,6 +136,8 @@ def describe_run(run: Path, storage: str | None = None) -> str:
             f"Optimism: its score on the search documents is {report.verdict.optimism_text()} "
             "from that on the holdout.",
         ]
+        if doubts := report.warnings(report.by_number[report.verdict.winner]):
+            lines += ["But the winner's score is in doubt:", *(f"  {doubt}" for doubt in doubts)]
     return "\n".join(lines)
 
 
@@ -142,31 +158,44 @@ def _economy(report: RunReport) -> list[str]:
     return [*lines, f"documents scored: {', '.join(counts)}"] if counts else lines
 
 
+def _doubts(report: RunReport, records: Sequence[TrialRecord]) -> list[str]:
+    """The warnings of those that are marked in the table above, equal ones once."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if doubts := report.warnings(record):
+            found.setdefault("; ".join(doubts), []).append(record.name)
+    lines = [f"! {', '.join(names)}: {doubts}" for doubts, names in found.items()]
+    return ["", "! scores in doubt:", *lines] if lines else []
+
+
 def describe_lm_eval(run: Path, trial: int) -> str:
-    """The stock commands for a trial, to be run after its export."""
+    """The commands that score a trial again, to be run after its export: stock lm-eval's, and
+    `evomerge score` for tasks that it does not know."""
     report = read_run(run)
     if trial not in {record.number for record in report.ranked}:
         raise UserError(f"trial {trial} has no scores")
-    return "\n".join(
-        [
-            f"evomerge export {run} OUT --trial {trial}",
-            *lm_eval_commands("OUT", report.tasks, f"OUT/{SAMPLES}"),
-        ]
-    )
+    lines = [
+        f"evomerge export {run} OUT --trial {trial}",
+        *lm_eval_commands("OUT", report.tasks, f"OUT/{SAMPLES}"),
+    ]
+    if command := score_command("OUT", report.tasks):
+        lines.append(f"{command}   # tasks that stock lm-eval does not know")
+    return "\n".join(lines)
 
 
 def describe_scores(scorecard: Scorecard) -> str:
-    """One line per metric."""
+    """One line per metric; how generated answers ended; why the scores are in doubt."""
     rows = [["task", "metric", "value", "standard error", "documents"]]
     for metric in scorecard.metrics:
         error = "" if metric.standard_error is None else f"{metric.standard_error:.4f}"
         value = f"{metric.value:.4f}"
         rows.append([metric.task, metric.name, value, error, str(metric.documents)])
-    return align(rows)
+    doubts = [f"warning: {line}" for line in warnings(scorecard.answers, None)]
+    return "\n".join([align(rows), *_answers(scorecard.answers, "answers to "), *doubts])
 
 
 def _table(report: RunReport) -> str:
-    """Candidates by holdout score; the winner is starred."""
+    """Candidates by holdout score; the winner is starred, and a score in doubt has a `!`."""
     objective = report.goal.points
     tasks = list(objective.targets)
     smooth = report.goal.kind != "metric"
@@ -177,6 +206,7 @@ def _table(report: RunReport) -> str:
         record = report.by_number[number]
         points = report.points(record)
         star = "*" if report.verdict is not None and number == report.verdict.winner else ""
+        star += "!" if report.warnings(record) else ""
         rows.append(
             [
                 star,

@@ -45,6 +45,12 @@ def synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
+def cache_folder(name: str) -> Path:
+    """evomerge's folder of that name in the user's cache, which may be deleted at any time."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "evomerge" / name
+
+
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content, read in chunks."""
     digest = hashlib.sha256()

@@ -9,8 +9,8 @@ import yaml
 
 from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
-from evomerge.searching.finalists import HOLDOUT, read_verdict
-from evomerge.searching.record import TrialRecord
+from evomerge.searching.finalists import HOLDOUT, holdout_answers, read_verdict, score_warnings
+from evomerge.searching.record import TrialRecord, base_of
 from evomerge.searching.study import TASKS
 
 SAMPLES = "search_documents.json"
@@ -63,19 +63,26 @@ def model_card(
         text, sha256 = recipe.calibration.file, recipe.calibration.sha256 or ""
         lines += [f"It reads the calibration text {text} (sha256 {sha256[:16]}).", ""]
     if record is not None:
+        lines += _rescoring((attributes or {})[TASKS])
+    return "\n".join(lines)
+
+
+def _rescoring(tasks: Mapping[str, Any]) -> list[str]:
+    """How its scores on the search documents are found again."""
+    lines = []
+    if commands := lm_eval_commands("THIS_FOLDER", tasks, f"THIS_FOLDER/{SAMPLES}"):
         lines += [
             "The stock lm-eval commands that report its scores on the search documents "
             f"(`{SAMPLES}` lists them; put in the full path of this folder):",
             "",
-            *(
-                f"    {command}"
-                for command in lm_eval_commands(
-                    "THIS_FOLDER", (attributes or {})[TASKS], f"THIS_FOLDER/{SAMPLES}"
-                )
-            ),
+            *(f"    {command}" for command in commands),
             "",
         ]
-    return "\n".join(lines)
+    if command := score_command("THIS_FOLDER", tasks):
+        names = ", ".join(_not_of_lm_eval(tasks))
+        lines += [f"Stock lm-eval does not know {names}; with the search's configuration:", ""]
+        lines += [f"    {command}", ""]
+    return lines
 
 
 def _scores(
@@ -97,6 +104,8 @@ def _scores(
             "there.",
             "",
         ]
+    if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):
+        lines += ["These scores are in doubt:", "", *(f"- {doubt}" for doubt in doubts), ""]
     for title, rows in (
         ("Holdout documents", {n: m for n, m in held.items() if m}),
         ("Search documents", {record.number: record.metrics}),
@@ -136,11 +145,15 @@ def lm_eval_commands(folder: str, tasks: Mapping[str, Any], samples: str) -> lis
     """The stock commands that score a checkpoint folder on given documents.
 
     tasks: name -> how the search asked it (the study's attribute TASKS). samples: a JSON file of
-    task -> document numbers. One command for each way of asking. A task folder's relative data
-    files count from that folder, so the command is to be run there.
+    task -> document numbers. One command for each way of asking, none for tasks that are not
+    lm-eval's. A task folder's relative data files count from that folder, so the command is to be
+    run there.
     """
     ways: dict[str, list[str]] = {}
+    own = _not_of_lm_eval(tasks)
     for name, way in tasks.items():
+        if name in own:
+            continue
         ways.setdefault(json.dumps(way, sort_keys=True), []).append(name)
     commands = []
     for text, names in ways.items():
@@ -148,7 +161,7 @@ def lm_eval_commands(folder: str, tasks: Mapping[str, Any], samples: str) -> lis
         words = [
             "lm_eval --model hf",
             f"--model_args pretrained={folder},dtype={way['dtype']},softmax_dtype=float32",
-            f"--tasks {','.join(names)} --batch_size {way['batch_size']} --samples {samples}",
+            f"--tasks {','.join(names)} --batch_size 16 --samples {samples}",
         ]
         if way["num_fewshot"] is not None:
             words.append(f"--num_fewshot {way['num_fewshot']}")
@@ -160,3 +173,14 @@ def lm_eval_commands(folder: str, tasks: Mapping[str, Any], samples: str) -> lis
             words = [f"cd {shlex.quote(way['folder'])} &&", *words, "--include_path ."]
         commands.append(" ".join(words))
     return commands
+
+
+def score_command(folder: str, tasks: Mapping[str, Any]) -> str | None:
+    """What scores a checkpoint folder on tasks that are not lm-eval's; None where all are."""
+    own = _not_of_lm_eval(tasks)
+    code = " --allow-code" if any(":" in tasks[name]["scorer"] for name in own) else ""
+    return f"evomerge score {folder} --config CONFIG.yaml{code}" if own else None
+
+
+def _not_of_lm_eval(tasks: Mapping[str, Any]) -> list[str]:
+    return [name for name, way in tasks.items() if "scorer" in way]

@@ -13,10 +13,17 @@ from matplotlib.figure import Figure
 
 from evomerge.errors import UserError
 from evomerge.recipe import Recipe
+from evomerge.scoring.answers import SHARES, Answers
 from evomerge.scoring.scorecard import Metric, from_json
-from evomerge.searching.finalists import holdout_metrics, rank, read_verdict
+from evomerge.searching.finalists import (
+    holdout_answers,
+    holdout_metrics,
+    rank,
+    read_verdict,
+    score_warnings,
+)
 from evomerge.searching.objective import Goal
-from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import OBJECTIVE, TASKS, find_study, read_goal
 from evomerge.searching.verdict import Verdict
@@ -31,6 +38,8 @@ class RunReport:
     goal: Goal
     holdout: Mapping[int, Mapping[str, Metric]]
     """Trial number -> task -> its metric on the holdout documents."""
+    holdout_answers: Mapping[int, Answers]
+    """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
     tasks: Mapping[str, Any]
     """Task -> how it is asked."""
@@ -45,6 +54,10 @@ class RunReport:
     def ranked(self) -> list[TrialRecord]:
         """Trials of distinct weights scored in full, best on the search documents first."""
         return rank(self.records, self.goal)
+
+    def warnings(self, record: TrialRecord) -> list[str]:
+        """Why a trial's scores are in doubt; nothing where they are not."""
+        return score_warnings(record, base_of(self.records), self.holdout_answers)
 
     def counts(self) -> dict[str, int]:
         """State -> number of trials."""
@@ -90,8 +103,9 @@ class RunReport:
     def trials(self) -> pd.DataFrame:
         """One row per trial: number, name, baseline, state, value (what is climbed), estimate and
         why it was pruned, points, task metrics on search and holdout documents (`capital`,
-        `capital holdout`; of a pruned trial none), documents scored by kind, seconds by phase,
-        failure.
+        `capital holdout`; of a pruned trial none), shares of its answers to the search documents
+        (`capital cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase,
+        failure, warnings.
         """
         rows = []
         for record in self.records:
@@ -111,9 +125,12 @@ class RunReport:
                 row[task] = chosen.get((task, target.metric))
                 held = self.holdout.get(record.number, {}).get(task)
                 row[f"{task} holdout"] = None if held is None else held.value
+                if (answers := record.answers.get(task)) is not None:
+                    row |= {f"{task} {share}": getattr(answers, share) for share in SHARES}
             row |= {f"{kind} documents": count for kind, count in record.documents.items()}
             row |= {f"{phase} seconds": spent for phase, spent in record.seconds.items()}
-            rows.append({**row, "failure": record.failure})
+            doubts = "; ".join(self.warnings(record))
+            rows.append({**row, "failure": record.failure, "warnings": doubts})
         return pd.DataFrame(rows).set_index("number")
 
     def points(self, record: TrialRecord) -> float | None:
@@ -152,6 +169,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         records=tuple(read_trials(study)),
         goal=goal,
         holdout=holdout,
+        holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
         tasks=attributes[TASKS],
         running=_locked(folder.path / "lock"),
@@ -198,6 +216,16 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             linewidth=0.8,
             color="tab:gray",
             label="pruned, estimate",
+        )
+    doubted = [record for record in scored if report.warnings(record)]
+    if doubted:
+        axes.scatter(
+            [record.number for record in doubted],
+            [factor * (record.value or 0.0) for record in doubted],
+            s=18,
+            color="tab:red",
+            marker="+",
+            label="in doubt (evomerge status says why)",
         )
     best, steps = float("-inf"), []
     for record in scored:
@@ -257,7 +285,10 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
         axes.set_axis_off()
         return
     ordered = sorted(report.holdout.items(), key=lambda item: report.goal.points.value(item[1]))
-    names = [report.by_number[number].name for number, _ in ordered]
+    names = [
+        record.name + (" (in doubt)" if report.warnings(record) else "")
+        for record in (report.by_number[number] for number, _ in ordered)
+    ]
     values = [100 * report.goal.points.value(metrics) for _, metrics in ordered]
     winner = None if report.verdict is None else report.verdict.winner
     colours = ["tab:green" if number == winner else "tab:gray" for number, _ in ordered]

@@ -41,7 +41,6 @@ documents:
 
 seed: 0
 dtype: bfloat16
-batch_size: {batch}
 output: results/my_search      # relative to this file
 """
 
@@ -69,7 +68,6 @@ def starter_config(base: str, sources: Sequence[str]) -> str:
         ),
         methods=", ".join(METHODS),
         depth=f"{{blocks: {-(-layers // 6)}}}" if layers > 8 else "layers",
-        batch=8 if models.checkpoints[BASE].bytes() > 2**31 else 64,
     )
 
 

@@ -23,14 +23,15 @@ from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
-from evomerge.searching.finalists import decide, score_finalists
+from evomerge.searching.finalists import decide, score_finalists, score_warnings
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
 from evomerge.searching.progress import Progress, outcome_text
-from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
 from evomerge.searching.study import (
+    BATCH_TOKENS,
     HISTORY,
     IDENTITY,
     TASKS,
@@ -51,7 +52,17 @@ log = logging.getLogger(__name__)
 
 _PROBE_DOCUMENTS = 16  # per task: enough for a forecast, seconds even for large models
 OnProgress = Callable[[Progress, TrialRecord | None], None]
-_COMPARABLE = ("models", "vocabulary", "tasks", "documents", "dtype", "batch_size", "objective")
+_COMPARABLE = (
+    "models",
+    "vocabulary",
+    "tasks",
+    "documents",
+    "dtype",
+    "batch_tokens",
+    "code",
+    "generation",
+    "objective",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,8 @@ class Check:
     throughput: tuple[Throughput, ...]
     """Of each method of the space; none without a probe."""
     budget: Budget
+    base: Scorecard | None
+    """Of the probe's few documents; None without a probe."""
 
     def seconds_per_candidate(self) -> float | None:
         """To make a candidate of the whole model with the slowest method; None without a probe."""
@@ -169,13 +182,14 @@ def score(
 def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
     """Everything that can be known before a search; nothing is written.
 
-    probe: also makes and scores the base on a few documents, to forecast the number of trials.
+    probe: also scores the base on a few documents, to tell how its answers end, and makes and
+    scores a candidate on them, to forecast the number of trials.
     """
     loaded = _loaded(config)
     bench = prepare(loaded, HashCache(loaded.output() / "hashes.json"))
     distributions = bench.space.distributions()
     budget = _budget(loaded.config.budget)
-    merging, scoring = _probe(bench) if probe else (None, None)
+    base, merging, scoring = _probe(bench) if probe else (None, None, None)
     return Check(
         bench=bench,
         parameters=len(distributions),
@@ -184,6 +198,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
         seconds_of_merge=merging,
         throughput=_throughput(bench) if probe else (),
         budget=budget,
+        base=base,
     )
 
 
@@ -263,13 +278,20 @@ def _run(
     if done:
         log.info("goes on after %d finished trials", done)
     evaluate = evaluator(bench, folder.statistics)
+    _keep_budget(bench, study)
     progress = Progress(budget=budget, goal=bench.goal)
-    for record in read_trials(study):
+    known = read_trials(study)
+    for record in known:
         progress.add(record, earlier=True)
+    base = base_of(known)
 
     def on_trial(record: TrialRecord) -> None:
+        nonlocal base
+        base = base or base_of([record])
         progress.add(record)
         log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
+        if doubts := score_warnings(record, base, {}):
+            log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
         on_progress(progress, record)
 
     def on_refusal(reason: str) -> None:
@@ -305,6 +327,16 @@ def _run(
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
 
 
+def _keep_budget(bench: Bench, study: optuna.Study) -> None:
+    """Goes on with the batches that the study began with, found anew or not."""
+    known = study.user_attrs.get(BATCH_TOKENS)
+    if known is None:
+        study.set_user_attr(BATCH_TOKENS, bench.budget.tokens)
+    else:
+        bench.budget.set(known)
+    log.info("%d tokens in a forward pass", bench.budget.tokens)
+
+
 def _budget(config: BudgetConfig) -> Budget:
     return Budget(trials=config.trial_limit(), deadline=config.deadline(datetime.now()))
 
@@ -333,17 +365,19 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     )
 
 
-def _probe(bench: Bench) -> tuple[float, float]:
-    """Seconds to make one candidate, and to score it on the search documents, extrapolated from a
-    few of them; a first candidate of the same method pays for compiling and for first reads."""
+def _probe(bench: Bench) -> tuple[Scorecard, float, float]:
+    """The base's scores on a few documents, then the seconds to make one candidate, and to score it
+    on the search documents, extrapolated from these few. What comes first pays for first reads and,
+    of every method, for compiling."""
     few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
     plain = baselines(bench.template)
     first, second = (plain[f"task_arithmetic {scale:g}"] for scale in SCALES[:2])
     evaluate = evaluator(bench)
-    evaluate(first, few, kinds=bench.goal.trial_kinds)
+    base, _ = evaluate(plain[BASE], few)
+    evaluate(first, {task: numbers[:1] for task, numbers in few.items()})
     _, seconds = evaluate(second, few, kinds=bench.goal.trial_kinds)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
-    return seconds["merge"], (seconds["model"] + seconds["metric"]) / share
+    return base, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
 
 
 def _free_name(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """What many tests need: the quickstart family, and short searches of it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,14 @@ def _one_quiet_thread() -> None:
     """Models this small run faster on one thread; the libraries' notices would bury the tests'."""
     torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for the next start lies where the tests' other files lie."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
+        yield
 
 
 @pytest.fixture

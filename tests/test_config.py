@@ -45,6 +45,28 @@ def test_the_quickstart_is_valid() -> None:
         ("[task_arithmetic]", "[regmean]", r"regmean needs a text .* `calibration: \{file: "),
         ("finalists: 1", "calibration: {file: no.txt}", "calibration.file: no.txt is no file"),
         ("finalists: 1", "calibration: {file: a, tokens: 0}", "calibration.tokens: .* got 0"),
+        ("limit: 16", "scorer: bits_per_bite", "did you mean 'bits_per_byte'.*module:function"),
+        ("limit: 16", "scorer: bits_per_byte", "tasks.capital.folder: .* has no such key"),
+        ("limit: 16", "scorer: bits_per_byte", "tasks.capital.file: is missing"),
+        ("limit: 16", "higher_is_better: false", "the scorer lm_eval has no such key; .* filter"),
+        (
+            "capital: {",
+            "notes: {scorer: bits_per_byte, file: no.txt, num_fewshot: 1}\n  capital: {",
+            r"tasks.notes.num_fewshot: the scorer bits_per_byte has no such key; .* it takes file",
+        ),
+        (
+            "capital: {",
+            "notes: {scorer: bits_per_byte, file: no.txt}\n  capital: {",
+            r"tasks.notes.file: no.txt is no file \(.*/no.txt\)",
+        ),
+        (
+            "capital: {",
+            "mine: {scorer: 'mine:score', documents: no.jsonl}\n  capital: {",
+            r"tasks.mine.documents: no.jsonl is no file \(.*/no.jsonl\)",
+        ),
+        ("capital: {", "mine: {scorer: 'mine.score'}\n  capital: {", "unknown scorer 'mine.score'"),
+        ("finalists: 1", "generation: vlm", "generation: input should be 'own' or 'vllm'"),
+        ("finalists: 1", "generation: vllm\ndevice: spread", "generation: vllm: .* device: spread"),
     ],
 )
 def test_mistakes_are_named(small: Callable[..., Path], old: str, new: str, message: str) -> None:
@@ -59,6 +81,15 @@ def test_missing_task_folder_is_named(small: Callable[..., Path]) -> None:
     path.write_text(path.read_text().replace("/tasks, limit: 16", "/taks, limit: 16"))
     with pytest.raises(UserError, match=r"tasks.capital.folder: .* is no folder"):
         load_config(path)
+
+
+def test_lm_eval_is_the_scorer_unless_said_otherwise(small: Callable[..., Path]) -> None:
+    path = small()
+    plain = load_config(path).config
+    path.write_text(path.read_text().replace("limit: 16", "limit: 16, scorer: lm_eval"))
+    assert load_config(path).config == plain
+    assert not plain.allow_code
+    assert load_config(path, allow_code=True).config.allow_code
 
 
 def test_depth_and_clock_are_typed(small: Callable[..., Path]) -> None:

@@ -16,8 +16,8 @@ FLOORS = [
     {"scoring"},
     {"searching"},
     {"exporting", "adapting", "report", "model_card"},
-    {"config", "config_values", "starter", "inspection", "mergekit"},
-    {"assemble", "spaces", "describe", "inspection_picture"},
+    {"config", "config_tasks", "config_values", "starter", "inspection", "mergekit"},
+    {"assemble", "scorers", "spaces", "describe", "inspection_picture"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -27,7 +27,9 @@ BESIDE = {
     ("adapting", "model_card"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
+    ("assemble", "scorers"),
     ("assemble", "spaces"),
+    ("config", "config_tasks"),
     ("config", "config_values"),
 }
 """Rooms of one floor that may know each other: the first knows the second."""
@@ -36,11 +38,15 @@ UP = {("describe", "verbs")}
 """Types only, under TYPE_CHECKING."""
 
 DOORS = {
-    "lm_eval": {"scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"},
+    "lm_eval": {
+        *("scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"),
+        *("scoring/kept_requests.py", "scoring/task_names.py"),
+    },
     "optuna": {"searching", "verbs.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},
+    "vllm": {"scoring/vllm_generation.py"},
     "matplotlib": {"report.py", "inspection_picture.py"},
     "typer": {"cli.py"},
 }

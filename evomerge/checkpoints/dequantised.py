@@ -8,7 +8,6 @@ import fcntl
 import importlib.metadata
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from evomerge.checkpoints.quantised import (
 from evomerge.checkpoints.source import Checkpoint, combine_hashes
 from evomerge.checkpoints.writer import new_folder
 from evomerge.errors import UserError
-from evomerge.files import write_text
+from evomerge.files import cache_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +47,9 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
     return Checkpoint(folder, original=found.weights)
 
 
-def cache_folder() -> Path:
-    """Where dequantised copies lie; it may be deleted at any time."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "evomerge" / "dequantised"
-
-
 def _kept(found: Quantised, *, trust_remote_code: bool) -> Path:
     """The dequantised copy in the cache; made if it is not there yet, by one process at a time."""
-    cache = cache_folder()
+    cache = cache_folder("dequantised")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         folder = cache / _fingerprint(found, cache)

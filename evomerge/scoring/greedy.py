@@ -1,18 +1,19 @@
-"""Greedy decoding of a batch, which does what generate(do_sample=False) does with less overhead."""
+"""Greedy decoding of many prompts, which does what generate(do_sample=False) does in less time.
 
+Places of answers that have ended are taken by prompts that wait, so that a long answer keeps no
+others waiting.
+"""
+
+from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
 import torch
 from transformers import PreTrainedModel
 
-from evomerge.scoring.logits import (
-    check_finite,
-    input_device,
-    keeps_keys_and_values,
-    logits_at,
-    pad,
-)
+from evomerge.scoring.generator import Answer
+from evomerge.scoring.logits import keeps_keys_and_values
+from evomerge.scoring.rows import Rows
 
 # What a generation config may hold without changing greedy decoding.
 _HARMLESS = {
@@ -35,72 +36,69 @@ def decodes_greedily(model: PreTrainedModel) -> bool:
     return changed <= _HARMLESS and keeps_keys_and_values(model)
 
 
+@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
+    slots: int,
     max_new_tokens: int,
     end_tokens: AbstractSet[int],
     stopped: Callable[[list[list[int]]], list[bool]],
-) -> list[list[int]]:
-    """The most probable next tokens of every prompt, run as one batch.
+) -> list[Answer]:
+    """The most probable next tokens of every prompt, at most `slots` of them at once.
 
     An answer ends with, and includes, the first of `end_tokens`, or the token after which
-    `stopped` says so (it is handed the answers so far of the rows that still run), or has
-    max_new_tokens tokens. Rows that have ended leave the batch when half of it has.
+    `stopped` says so (it is handed the answers so far of rows that still run), or has
+    max_new_tokens tokens (at least 1). The longest prompts come first. When a quarter of the
+    rows has ended they leave together, and waiting prompts are read and take their places.
 
     Raises CandidateError where a logit is NaN.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    running = list(range(len(prompts)))  # the prompt of each row of the batch
-    ended = [False] * len(prompts)
-    tokens, mask = pad(prompts, input_device(model), side="left")
-    padded = not bool(mask.all())
-    cache = None
-    for _ in range(max_new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits, cache = logits_at(
-            model,
-            lambda states: states[:, -1:],
-            input_ids=tokens,
-            attention_mask=mask if padded else None,
-            position_ids=positions[:, -tokens.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
+    order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), prompts[place]))
+    waiting = deque(order)
+    longest = max(map(len, prompts), default=0)
+    rows = Rows(model, last_position=max(0, longest + max_new_tokens - 2))
+    running: list[int] = []  # the prompt of each row
+    growing: list[list[int]] = [[] for _ in prompts]
+    answers: dict[int, Answer] = {}
+    while waiting or running:
+        kept = [row for row, prompt in enumerate(running) if prompt not in answers]
+        if 4 * len(kept) <= 3 * len(running):
+            free = slots - len(kept)
+            joining = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            running = [*(running[row] for row in kept), *joining]
+            if not running:
+                break
+            tokens = rows.replace(kept, [prompts[prompt] for prompt in joining])
+            spoke = zip(joining, tokens, strict=True)
+        else:
+            spoke = zip(running, rows.step(), strict=True)
+        still = [(prompt, token) for prompt, token in spoke if prompt not in answers]
+        for prompt, token in still:
+            growing[prompt].append(token)
+        _finish(
+            [prompt for prompt, _ in still], growing, answers, max_new_tokens, end_tokens, stopped
         )
-        best = logits[:, -1].float().max(dim=-1)
-        check_finite(best.values)
-        _append(answers, ended, running, best.indices.tolist(), end_tokens, stopped)
-        keep = [row for row, prompt in enumerate(running) if not ended[prompt]]
-        if not keep:
-            break
-        tokens = best.indices[:, None]
-        if len(keep) <= len(running) // 2:
-            rows = torch.tensor(keep, device=tokens.device)
-            cache.batch_select_indices(rows)
-            tokens, mask = tokens[rows], mask[rows]
-            running = [running[row] for row in keep]
-        mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-    return answers
+    return [answers[place] for place in range(len(prompts))]
 
 
-def _append(
-    answers: list[list[int]],
-    ended: list[bool],
-    running: Sequence[int],
-    best: Sequence[int],
+def _finish(
+    prompts: Sequence[int],
+    growing: Sequence[list[int]],
+    answers: dict[int, Answer],
+    max_new_tokens: int,
     end_tokens: AbstractSet[int],
     stopped: Callable[[list[list[int]]], list[bool]],
 ) -> None:
-    """Adds one token to every answer that has not ended, and marks those that now have."""
-    open_answers = []
-    for prompt, token in zip(running, best, strict=True):
-        if not ended[prompt]:
-            answers[prompt].append(token)
-            ended[prompt] = token in end_tokens
-            if not ended[prompt]:
-                open_answers.append(prompt)
-    if open_answers:
-        stops = stopped([answers[prompt] for prompt in open_answers])
-        for prompt, stop in zip(open_answers, stops, strict=True):
-            ended[prompt] = stop
+    """Puts those of the growing answers to these prompts into `answers` that are now complete."""
+    still = []
+    for prompt in prompts:
+        if growing[prompt][-1] in end_tokens:
+            answers[prompt] = Answer(tokens=tuple(growing[prompt]), cut_off=False)
+        else:
+            still.append(prompt)
+    stops = stopped([growing[prompt] for prompt in still]) if still else []
+    for prompt, stop in zip(still, stops, strict=True):
+        if stop or len(growing[prompt]) == max_new_tokens:
+            answers[prompt] = Answer(tokens=tuple(growing[prompt]), cut_off=not stop)

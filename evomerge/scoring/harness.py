@@ -6,7 +6,8 @@ passes and little else, and a subset of documents has the prompts that it has in
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,26 @@ from typing import Any
 from lm_eval.api.metrics import stderr_for_metric
 from lm_eval.tasks import TaskManager
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.answers import Generated, examine
+from evomerge.scoring.batch_budget import BatchBudget
+from evomerge.scoring.extraction import Extraction
+from evomerge.scoring.generator import Generator
+from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
+from evomerge.scoring.means import known_numbers
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
+from evomerge.scoring.sharing import LanguageModels
 from evomerge.scoring.smooth import SmoothScores
+from evomerge.scoring.task_names import built_in_tasks
 from evomerge.scoring.tasks import (
     FoundScores,
     PreparedTask,
     TaskRequest,
-    known_numbers,
     prepare_task,
     reset_answers,
 )
@@ -35,11 +43,10 @@ from evomerge.scoring.tasks import (
 class Harness:
     """The scorer that runs lm-eval's tasks.
 
-    batch_size: texts per forward pass, the same for all candidates, because the last digits of
-    bfloat16 results depend on it. max_length: tokens of prompt and answer together; None: what
-    the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
+    budget: how much a forward pass takes. max_length: tokens of prompt and answer together; None:
+    what the model's config says. seed: of the few-shot examples; 1234 is lm-eval's. allow_code: run
     Python code that a task in a local folder brings along, and tasks that run the model's answers
-    as code.
+    as code. generator: what decodes greedily; None: the live model itself.
 
     Raises UserError where a task cannot be found, loaded or prepared, or has no such metric.
     """
@@ -49,25 +56,28 @@ class Harness:
         requests: Sequence[TaskRequest],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        budget: BatchBudget,
         max_length: int | None = None,
         seed: int = 1234,
         allow_code: bool = False,
+        generator: Generator | None = None,
     ) -> None:
         names = [request.name for request in requests]
         if not names or len(set(names)) < len(names):
             raise UserError(f"tasks are {names}; expected at least one, and each only once")
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
-        self._max_length = max_length
-        self._language_model: LanguageModel | None = None
+        self.language_models = LanguageModels(
+            tokenizer, budget=budget, max_length=max_length, generator=generator
+        )
+        """That of the live model; other scorers may share it."""
+        self._kept_tokens: KeptTokens | None = None
+        self._kept_names: dict[str, str] = {}
         managers: dict[Path | None, TaskManager] = {}
         self._tasks: dict[str, PreparedTask] = {}
         self._smooth: dict[str, SmoothScores] = {}
         for request in requests:
             if request.folder not in managers:
                 managers[request.folder] = _task_manager(request.folder, allow_code)
-            tasks = load_tasks(
+            tasks, kept_name = load_tasks(
                 request,
                 managers[request.folder],
                 tokenizer,
@@ -75,6 +85,8 @@ class Harness:
                 allow_code=allow_code,
             )
             self._tasks[request.name] = prepare_task(request, tasks)
+            if kept_name is not None:
+                self._kept_names[request.name] = kept_name
             self._smooth[request.name] = SmoothScores(
                 self._tasks[request.name],
                 chat_template=request.chat_template,
@@ -103,18 +115,21 @@ class Harness:
 
         kinds: without "metric", no answer is generated; without "smooth", no reference is read.
         """
-        if not isinstance(model, PreTrainedModel):
-            raise UserError(f"the model is a {type(model).__name__}; expected one of transformers")
-        language_model = self._language_model
-        if language_model is None or language_model.model is not model:
-            language_model = self._language_model = LanguageModel(
-                model,
-                self._tokenizer,
-                batch_size=self._batch_size,
-                max_length=self._max_length,
-            )
-        language_model.weights_changed()
-        return HarnessScoring(self._tasks, self._smooth, language_model, kinds)
+        language_model = self.language_models.start(model)
+        if self._kept_tokens is None or self._kept_tokens.memory is not language_model.memory:
+            self._kept_tokens = self._read_tokens(language_model)
+        return HarnessScoring(
+            self._tasks, self._smooth, language_model, kinds, kept_tokens=self._kept_tokens
+        )
+
+    def _read_tokens(self, model: LanguageModel) -> KeptTokens:
+        tasks = {
+            kept_name: [
+                one for document in self._tasks[name].documents for one in document.requests
+            ]
+            for name, kept_name in self._kept_names.items()
+        }
+        return KeptTokens(model.memory, tasks, model.encoding)
 
 
 class HarnessScoring:
@@ -126,13 +141,20 @@ class HarnessScoring:
         smooth: Mapping[str, SmoothScores],
         model: LanguageModel,
         kinds: AbstractSet[Kind],
+        *,
+        kept_tokens: KeptTokens | None = None,
     ) -> None:
         self._tasks = tasks
+        self._kept_tokens = kept_tokens
         self._smooth = smooth
         self._model = model
         self._kinds = kinds
         self._found: dict[str, FoundScores] = {}
+        self._extractions = {name: Extraction(task) for name, task in tasks.items()}
+        self._generated: dict[str, list[Generated]] = defaultdict(list)
+        self._extracted: dict[str, list[bool]] = defaultdict(list)
         self._seconds = 0.0
+        self._in_model = 0.0
 
     def add(self, documents: Documents) -> dict[str, DocumentScores]:
         """Scores further documents; task -> its scores per document so far.
@@ -140,17 +162,23 @@ class HarnessScoring:
         Raises CandidateError, naming the tasks, where a log-likelihood or metric is NaN or memory
         runs out; UserError for an unknown task or document, or one that was scored before.
         """
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._model.seconds
         for name in documents:
             if name not in self._tasks:
                 raise UserError(f"task {name!r} is unknown; " + did_you_mean(name, self._tasks))
-        ordered = {n: known_numbers(self._tasks[n], numbers) for n, numbers in documents.items()}
+        ordered = {
+            name: known_numbers(name, len(self._tasks[name].documents), numbers)
+            for name, numbers in documents.items()
+        }
         for name, numbers in ordered.items():
             self._found.setdefault(name, FoundScores(self._tasks[name])).refuse(numbers)
         try:
             self._answer(ordered)
             for name, numbers in ordered.items():
                 self._found[name].add(numbers, metric=self._metric_wanted(name))
+                if self._metric_wanted(name):
+                    own = [self._tasks[name].documents[number] for number in numbers]
+                    self._extracted[name] += self._extractions[name].found(own)
                 if "smooth" in self._kinds and self._smooth[name].available:
                     self._found[name].add_smooth(self._smooth_values(name, numbers))
             found = {name: scores.per_document() for name, scores in self._found.items()}
@@ -158,7 +186,10 @@ class HarnessScoring:
             names = ", ".join(map(repr, documents))
             noun = "task" if len(documents) == 1 else "tasks"
             raise type(error)(f"{noun} {names}: {error}") from error
+        if self._kept_tokens is not None:
+            self._kept_tokens.keep()
         self._seconds += time.perf_counter() - start
+        self._in_model += self._model.seconds - before
         return found
 
     def scorecard(self) -> Scorecard:
@@ -166,11 +197,13 @@ class HarnessScoring:
         start = time.perf_counter()
         metrics = [m for scores in self._found.values() for m in scores.metrics(stderr_for_metric)]
         per_document = {name: scores.per_document() for name, scores in self._found.items()}
-        total, model = self._seconds + time.perf_counter() - start, self._model.seconds
+        total, model = self._seconds + time.perf_counter() - start, self._in_model
         return Scorecard(
             metrics=tuple(metrics),
             per_document=per_document,
+            answers={n: examine(own, self._extracted[n]) for n, own in self._generated.items()},
             seconds={"model": model, "metric": total - model},
+            remarks=self._model.remarks,
         )
 
     def _metric_wanted(self, name: str) -> bool:
@@ -202,14 +235,28 @@ class HarnessScoring:
         self._references = dict(zip(pairs[count:], found[count:], strict=True))
         texts = [request.args[0] for request in asked["loglikelihood_rolling"]]
         prompts = [request.args for request in asked["generate_until"]]
+        generated = self._model.generate(prompts)
+        self._keep_generated(documents, zip(asked["generate_until"], generated, strict=True))
         answers: list[tuple[str, Sequence[Any]]] = [
             ("loglikelihood", found[:count]),
             ("loglikelihood_rolling", self._model.rolling_log_likelihoods(texts)),
-            ("generate_until", self._model.generate(prompts)),
+            ("generate_until", [answer.text for answer in generated]),
         ]
         for kind, own_answers in answers:
             for request, answer in zip(asked[kind], own_answers, strict=True):
                 request.resps.append(answer)
+
+    def _keep_generated(
+        self, documents: Mapping[str, Sequence[int]], generated: Iterable[tuple[Any, Generated]]
+    ) -> None:
+        owners = {
+            id(request): name
+            for name, numbers in documents.items()
+            for number in numbers
+            for request in self._tasks[name].documents[number].requests
+        }
+        for request, answer in generated:
+            self._generated[owners[id(request)]].append(answer)
 
     def _smooth_values(self, name: str, numbers: Sequence[int]) -> dict[int, float]:
         smooth, model, values = self._smooth[name], self._model, {}
@@ -228,9 +275,9 @@ class HarnessScoring:
 
 
 def _task_manager(folder: Path | None, allow_code: bool) -> TaskManager:
-    """Knows the tasks of a folder, or (20 s of reading) those that come with lm-eval."""
+    """Knows the tasks of a folder, or those that come with lm-eval."""
     if folder is None:
-        return TaskManager()
+        return built_in_tasks()
     if not folder.is_dir():
         raise UserError(f"task folder {folder} is not there; expected a folder with YAML files")
     if not allow_code:

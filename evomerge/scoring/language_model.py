@@ -6,11 +6,13 @@ that depends on the weights is kept from one call to the next.
 
 import logging
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -23,11 +25,19 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.answers import Generated
+from evomerge.scoring.batch_budget import BatchBudget
+from evomerge.scoring.forward_pass import ForwardPass, prepare_pass, run_pass
+from evomerge.scoring.generator import Answer, Generator
 from evomerge.scoring.greedy import decode, decodes_greedily
-from evomerge.scoring.likelihood import Pair, plan_passes, run_pass
-from evomerge.scoring.logits import input_device, keeps_keys_and_values
+from evomerge.scoring.kept_tokens import TokenMemory
+from evomerge.scoring.likelihood import Pair, plan_passes
+from evomerge.scoring.logits import input_device, sliding_window, why_nothing_is_shared
+from evomerge.scoring.stopping import StopCheck
+from evomerge.scoring.trunks import Trunks
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 _SAMPLING_SEED = 1234  # the torch seed of lm-eval's simple_evaluate
 
 
@@ -42,8 +52,9 @@ class _Decoding:
 class LanguageModel:
     """Log-likelihoods and answers of one live model, whose weights may change between calls.
 
-    Build it once per model: texts are remembered as tokens. batch_size: texts per forward pass.
-    max_length: tokens of context and answer together; None: what the model's config says.
+    Build it once per model: texts are remembered as tokens, and plans of what is asked together.
+    budget: how much a forward pass takes. max_length: tokens of context and answer together; None:
+    what the model's config says. generator: what decodes greedily; None: the live model itself.
     """
 
     def __init__(
@@ -51,8 +62,9 @@ class LanguageModel:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        budget: BatchBudget,
         max_length: int | None = None,
+        generator: Generator | None = None,
     ) -> None:
         if model.config.is_encoder_decoder:
             raise UserError(
@@ -61,28 +73,71 @@ class LanguageModel:
             )
         self.model = model
         self._tokenizer = tokenizer
-        self._batch_size = batch_size
+        self._budget = budget
+        self._generator = generator
+        budget.settle(model)
         with _without_warnings("lm_eval.models.huggingface"):
             # The stock model warns that a live model ignores arguments which are not given here.
             self._stock = HFLM(
                 pretrained=model,
                 tokenizer=tokenizer,
-                batch_size=batch_size,
+                batch_size=budget.texts,
                 max_length=max_length,
                 softmax_dtype="float32",
             )
         self._stock._device = input_device(model)
         self._max_length: int = self._stock.max_length
-        self._pairs: dict[tuple[str, str], Pair] = {}
-        self._windows: dict[str, list[Pair]] = {}
-        self._prompts: dict[tuple[str, int], list[int]] = {}
+        self._plans: dict[tuple[int, ...], list[ForwardPass]] = {}
+        self.memory = TokenMemory()
+        self._pairs, self._windows = self.memory.pairs, self.memory.windows
+        self._prompts = self.memory.prompts
         self._told = False
         self.seconds = 0.0
         """Spent in forward passes and decoding since the weights changed."""
+        self._alone = why_nothing_is_shared(model)
+        self._share = self._alone is None
+        self._window = sliding_window(model)
+        self._plan_anew()
+        self.weights_changed()
 
     def weights_changed(self) -> None:
         """Forgets what depends on the weights, and begins to count seconds anew."""
         self.seconds = 0.0
+        self._trunks = Trunks(self.model, tokens=self._limits.tokens, held=self._limits.held)
+        self._exceptions: list[str] = []
+        if self._generator is not None:
+            self._generator.weights_changed()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was not done as usual since the weights changed, in words."""
+        whole = [] if self._alone is None else [f"no beginnings are shared: {self._alone}"]
+        return (*whole, *self._exceptions)
+
+    def _plan_anew(self) -> None:
+        """Plans made before do not fit the budget any more."""
+        vocabulary: int = self.model.config.get_text_config().vocab_size
+        self._limits = self._budget.limits(vocabulary, self._window)
+        self._stock.batch_size_per_gpu = self._budget.texts
+        self._plans.clear()
+
+    def _take_less(self, error: torch.OutOfMemoryError) -> None:
+        """Halves the budget; the candidate fails where it cannot be less."""
+        before = self._budget.tokens
+        if not self._budget.halve():
+            raise CandidateError(
+                f"out of memory with {before} tokens in a forward pass on "
+                f"{input_device(self.model)}: {error}"
+            ) from error
+        remark = (
+            f"out of memory with {before} tokens in a forward pass: {self._budget.tokens} from here"
+        )
+        _LOG.warning("%s", remark)
+        self._plan_anew()
+        self._trunks = Trunks(self.model, tokens=self._limits.tokens, held=self._limits.held)
+        self._exceptions.append(remark)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def count_tokens(self, *request: str) -> int:
         """Number of tokens of a (context, continuation)'s continuation, or of a text alone."""
@@ -108,13 +163,13 @@ class LanguageModel:
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Generated]:
         """The answer to each (prompt, generation settings as lm-eval's tasks write them).
 
         Greedy decoding is run here; whatever else the settings ask for, by lm-eval's own HFLM,
         from the same random seed at each call.
         """
-        answers = [""] * len(prompts)
+        answers: dict[int, Generated] = {}
         groups: dict[Hashable, list[int]] = {}
         for place, (_, settings) in enumerate(prompts):
             groups.setdefault(repr(sorted(settings.items())), []).append(place)
@@ -128,7 +183,13 @@ class LanguageModel:
             )
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
-        return answers
+        return [answers[place] for place in range(len(prompts))]
+
+    @property
+    def encoding(self) -> str:
+        """All that decides, beside the tokenizer, which tokens a text becomes."""
+        stock = self._stock
+        return repr((stock.add_bos_token, stock.prefix_token_id, stock.backend, self._max_length))
 
     # --- tokens -------------------------------------------------------------------------------
 
@@ -179,21 +240,31 @@ class LanguageModel:
     # --- log-likelihoods ----------------------------------------------------------------------
 
     def _token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        if not pairs:
-            return results
-        passes = plan_passes(
-            pairs,
-            max_length=self._max_length,
-            batch_size=self._batch_size,
-            share=keeps_keys_and_values(self.model),
-        )
+        self._planned(pairs)
+        return self._within_memory(lambda: self._run(self._planned(pairs), len(pairs)))
+
+    def _planned(self, pairs: Sequence[Pair]) -> list[ForwardPass]:
+        """The passes over these pairs, made at the first call; the memo keeps the pairs alive."""
+        key = tuple(map(id, pairs))
+        if key not in self._plans:
+            plan = plan_passes(
+                pairs, max_length=self._max_length, limits=self._limits, share=self._share
+            )
+            device = input_device(self.model)
+            self._plans[key] = [prepare_pass(groups, pairs, device) for groups in plan]
+        return self._plans[key]
+
+    def _run(self, passes: Sequence[ForwardPass], count: int) -> list[tuple[float, bool]]:
+        sums, hits = np.empty(count), np.empty(count, dtype=np.bool_)
+        trunks = [trunk for batch in passes for trunk in batch.trunks if trunk]
+        used = 0
         for batch in passes:
-            with self._at_work():
-                scores = run_pass(self.model, batch, pairs)
-            for number, score in zip(batch.numbers, scores, strict=True):
-                results[number] = score
-        return results
+            wanted = [trunk for trunk in batch.trunks if trunk]
+            used += len(wanted)
+            self._trunks.read(wanted, trunks[used:])
+            numbers = list(batch.numbers)
+            sums[numbers], hits[numbers] = run_pass(self.model, batch, self._trunks)
+        return list(zip(sums.tolist(), hits.tolist(), strict=True))
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -208,25 +279,40 @@ class LanguageModel:
         stops = tuple(handle_stop_sequences(list(until), eos=end))
         return _Decoding(until=stops, max_new_tokens=max_new_tokens)
 
-    def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[str]:
+    def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[Generated]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
-        order = sorted(range(len(texts)), key=lambda place: (-len(prompts[place]), texts[place]))
-        answers = [""] * len(texts)
-        for start in range(0, len(order), self._batch_size):
-            places = order[start : start + self._batch_size]
-            with self._at_work():
-                found = decode(
-                    self.model,
-                    [prompts[place] for place in places],
-                    max_new_tokens=decoding.max_new_tokens,
-                    end_tokens=self._end_tokens(),
-                    stopped=self._stop_check(decoding.until),
-                )
-            for place, tokens in zip(places, found, strict=True):
-                answers[place] = postprocess_generated_text(
-                    self._stock.tok_decode(tokens), list(decoding.until), think_end_token=None
-                )
-        return answers
+        if self._generator is None:
+            work = partial(self._decode, prompts, decoding)
+        else:
+            work = partial(
+                self._generator.generate,
+                self.model,
+                prompts,
+                max_new_tokens=decoding.max_new_tokens,
+                stop=decoding.until,
+                end_tokens=self._end_tokens(),
+            )
+        answers = self._within_memory(work)
+        until, limit = list(decoding.until), decoding.max_new_tokens
+        texts = [self._stock.tok_decode(answer.tokens) for answer in answers]
+        return [
+            Generated(
+                text=postprocess_generated_text(text, until, think_end_token=None),
+                cut_off=answer.cut_off,
+                limit=limit,
+            )
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+
+    def _decode(self, prompts: Sequence[Sequence[int]], decoding: _Decoding) -> list[Answer]:
+        return decode(
+            self.model,
+            prompts,
+            slots=self._budget.texts,
+            max_new_tokens=decoding.max_new_tokens,
+            end_tokens=self._end_tokens(),
+            stopped=StopCheck(self._tokenizer, decoding.until),
+        )
 
     def _end_tokens(self) -> frozenset[int]:
         """Those of the model's generation config, and the tokenizer's."""
@@ -234,53 +320,47 @@ class LanguageModel:
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self._stock.eot_token_id) if end is not None)
 
-    def _stop_check(self, until: Sequence[str]) -> Any:
-        """A function that looks for a stop text at the end of answers, given as tokens.
-
-        As in lm-eval, it decodes two tokens more than the stop text has, because a model may
-        spell it in other tokens.
-        """
-        stops = [stop for stop in until if stop]
-        encode = self._tokenizer.encode
-        window = 2 + max(len(encode(stop, add_special_tokens=False)) for stop in stops)
-
-        def stopped(answers: list[list[int]]) -> list[bool]:
-            ends = self._tokenizer.batch_decode([answer[-window:] for answer in answers])
-            return [any(stop in end for stop in stops) for end in ends]
-
-        return stopped
-
-    def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    def _generate_stock(self, texts: Sequence[str], settings: Mapping[str, Any]) -> list[Generated]:
+        remark = (
+            f"generation settings {dict(settings)} of the task, or those of the model, go beyond "
+            "greedy decoding: lm-eval's slower generation is used, from the same seed each time"
+        )
         if not self._told:
             self._told = True
-            _LOG.warning(
-                "Generation settings %s of the task, or those of the model, go beyond greedy "
-                "decoding: lm-eval's slower generation is used, from the same seed each time",
-                dict(settings),
-            )
+            _LOG.warning("%s", remark)
+        self._exceptions.append(remark)
         requests = [
             Instance(request_type="generate_until", doc={}, arguments=(text, dict(settings)), idx=0)
             for text in texts
         ]
         device = input_device(self.model)
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._at_work():
-            torch.manual_seed(_SAMPLING_SEED)
-            answers: list[str] = self._stock.generate_until(requests, disable_tqdm=True)
-        return answers
 
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Counts the seconds, and turns a lack of memory into the candidate's failure."""
-        start = time.perf_counter()
-        try:
-            yield
-            self.seconds += time.perf_counter() - start
-        except torch.OutOfMemoryError as error:
-            raise CandidateError(
-                f"out of memory with batch_size {self._batch_size} on {input_device(self.model)}; "
-                "lower the batch size"
-            ) from error
+        def answer() -> list[str]:
+            torch.manual_seed(_SAMPLING_SEED)
+            found: list[str] = self._stock.generate_until(requests, disable_tqdm=True)
+            return found
+
+        with torch.random.fork_rng(devices=devices):
+            found = self._within_memory(answer)
+        limit = normalize_gen_kwargs(dict(settings), self._stock.max_gen_toks)["max_gen_toks"]
+        # The stock says only the text: as many tokens as were allowed is taken for cut off.
+        lengths = [len(self._stock.tok_encode(text, add_special_tokens=False)) for text in found]
+        return [
+            Generated(text=text, cut_off=length >= limit, limit=limit)
+            for text, length in zip(found, lengths, strict=True)
+        ]
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done with a smaller budget where memory ran out; counts seconds."""
+        while True:
+            start = time.perf_counter()
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                self._take_less(error)
+            finally:
+                self.seconds += time.perf_counter() - start
 
 
 @contextmanager

@@ -1,25 +1,36 @@
-"""Log-likelihoods of continuations: which of them share a forward pass, and the passes.
+"""Log-likelihoods of continuations: what is read once, and which rows share a forward pass.
 
 Only positions whose logits are read go through the output embedding. Pairs that the model reads
-alike (choices of one token) share a row, and rows with a common beginning (the question before
-its choices) share its keys and values, which are computed once.
+alike (choices of one token) share a row; rows with a common beginning (the question before its
+choices) share its keys and values; and beginnings with a common trunk (the few-shot examples)
+share those of the trunk, which is read once per candidate.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from transformers import PreTrainedModel
+from evomerge.scoring.prefixes import Tokens, choose_trunks
 
-from evomerge.scoring.logits import check_finite, input_device, logits_at, pad
-
-_LOGITS_AT_ONCE = 2**25  # converted to float32 together: 128 MiB
 _WORTH_SHARING = 4  # tokens; a shorter beginning costs more to look up than to read again
 
 Pair = tuple[list[int], list[int]]
 """Tokens of a context (never empty) and of its continuation (never empty)."""
-Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one forward pass may take."""
+
+    tokens: int
+    """Rows times columns of the tokens that it computes."""
+    held: int
+    """Rows times columns of the tokens whose keys and values it holds, computed or looked up."""
+    logits: int
+    """Positions that go through the output embedding."""
+    window: int | None = None
+    """Of the shortest sliding window. Attention counts slots, so padding between a trunk and what
+    follows it must not push tokens out of the window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,152 +38,132 @@ class Row:
     """One sequence that the model reads, and the pairs whose continuations end it."""
 
     tokens: Tokens
-    """Without the beginning that is shared."""
+    """Without what is shared."""
     numbers: tuple[int, ...]
     """Of the pairs. All their continuations but the last token are the last of `tokens`."""
+    reads: int
+    """Number of its last positions whose logits are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """The rows of one batch, by the beginning that they share: () if they share none."""
+class Group:
+    """Rows with a common beginning."""
 
-    groups: tuple[tuple[Tokens, tuple[Row, ...]], ...]
+    trunk: Tokens
+    """Shared with other groups, of other passes too; () for none."""
+    beginning: Tokens
+    """Between trunk and rows, read once for all of them; () for none."""
+    rows: tuple[Row, ...]
 
     @property
-    def numbers(self) -> list[int]:
-        """Of the pairs, in the order in which `run_pass` scores them."""
-        return [number for _, rows in self.groups for row in rows for number in row.numbers]
+    def width(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(row.tokens) for row in self.rows)
 
 
 def plan_passes(
-    pairs: Sequence[Pair], *, max_length: int, batch_size: int, share: bool
-) -> list[Pass]:
-    """Batches of at most batch_size rows, the longest first, with all pairs in them once.
+    pairs: Sequence[Pair], *, max_length: int, limits: Limits, share: bool
+) -> list[tuple[Group, ...]]:
+    """The groups of each forward pass, the longest first; every pair is in one of them, once.
 
     Where a pair is longer than max_length + 1 tokens, its beginning is cut off, as in lm-eval.
-    share: whether the model can go on from the keys and values of a shared beginning.
+    share: whether the model can go on from the keys and values of what is shared.
     """
-    numbers: dict[Tokens, list[int]] = {}
+    groups = _groups(pairs, max_length)
+    if not share:
+        groups = [alone for group in groups for alone in _alone(group)]
+    else:
+        trunks = choose_trunks([group.beginning for group in groups])
+        groups = [
+            part
+            for group, length in zip(groups, trunks, strict=True)
+            for part in _cut(group, length, limits)
+        ]
+    groups.sort(key=lambda g: (not g.beginning, -len(g.trunk), g.trunk, *_length(g)))
+    return list(_batches(groups, limits))
+
+
+def _groups(pairs: Sequence[Pair], max_length: int) -> list[Group]:
+    """Rows of equal tokens become one, those with one beginning a group."""
+    numbers: dict[Tokens, list[int]] = defaultdict(list)
     for number, (context, continuation) in enumerate(pairs):
-        row = tuple((context + continuation)[-(max_length + 1) : -1])
-        numbers.setdefault(row, []).append(number)
-    groups: dict[Tokens, list[Row]] = {}
-    for row, own in numbers.items():
-        start = len(row) - max(len(pairs[number][1]) for number in own)
-        groups.setdefault(row[:start], []).append(Row(tokens=row[start:], numbers=tuple(own)))
-    shared: list[tuple[Tokens, tuple[Row, ...]]] = []
-    alone: list[tuple[Tokens, tuple[Row, ...]]] = []
-    for beginning, rows in groups.items():
-        if share and len(rows) > 1 and len(beginning) >= _WORTH_SHARING:
-            for start in range(0, len(rows), batch_size):
-                shared.append((beginning, tuple(rows[start : start + batch_size])))
-        else:
-            whole = [Row(tokens=beginning + row.tokens, numbers=row.numbers) for row in rows]
-            alone += [((), (row,)) for row in whole]
-    shared.sort(key=lambda group: (-len(group[0]), group[0], group[1][0].tokens))
-    alone.sort(key=lambda group: (-len(group[1][0].tokens), group[1][0].tokens))
-    return [*_batches(shared, batch_size), *_batches(alone, batch_size)]
+        numbers[tuple((context + continuation)[-(max_length + 1) : -1])].append(number)
+    rows: dict[Tokens, list[Row]] = defaultdict(list)
+    for tokens, own in numbers.items():
+        reads = max(len(pairs[number][1]) for number in own)
+        start = len(tokens) - reads
+        rows[tokens[:start]].append(Row(tokens=tokens[start:], numbers=tuple(own), reads=reads))
+    return [Group(trunk=(), beginning=start, rows=tuple(own)) for start, own in rows.items()]
 
 
-def run_pass(
-    model: PreTrainedModel, batch: Pass, pairs: Sequence[Pair]
-) -> list[tuple[float, bool]]:
-    """For each of `batch.numbers`: log-probability in nats of its continuation, and whether
-    every token of it is the most probable one.
-
-    Raises CandidateError where a log-probability is NaN.
-    """
-    rows = [row for _, rows in batch.groups for row in rows]
-    read, wanted, starts = _positions(rows, pairs)
-    device = input_device(model)
-    index, column, kept, target = (torch.tensor(v, device=device) for v in (*read, *wanted))
-    tokens, _ = pad([row.tokens for row in rows], device, side="right")
-    beginning = _read_beginnings(model, batch, tokens) if batch.groups[0][0] else {}
-    logits, _ = logits_at(
-        model,
-        lambda states: states[index.to(states.device), column.to(states.device)][None],
-        input_ids=tokens,
-        use_cache=bool(beginning),
-        **beginning,
-    )
-    logits = logits[0]  # [positions read, vocabulary]
-    kept, target = kept.to(logits.device), target.to(logits.device)
-    normaliser, best = _normalise(logits)
-    log_probability = logits[kept, target].float() - normaliser[kept]
-    check_finite(log_probability)
-    hit = best[kept] == target
-    # Summed on the CPU: sums by index on a GPU change from run to run.
-    sums = np.add.reduceat(log_probability.double().cpu().numpy(), starts)
-    hits = np.logical_and.reduceat(hit.cpu().numpy(), starts)
-    return list(zip(sums.tolist(), hits.tolist(), strict=True))
+def _alone(group: Group) -> Iterator[Group]:
+    """Each row by itself, right behind the trunk."""
+    for row in group.rows:
+        whole = replace(row, tokens=group.beginning + row.tokens)
+        yield Group(trunk=group.trunk, beginning=(), rows=(whole,))
 
 
-def _batches(groups: Sequence[tuple[Tokens, tuple[Row, ...]]], batch_size: int) -> Iterator[Pass]:
-    batch: list[tuple[Tokens, tuple[Row, ...]]] = []
-    count = 0
+def _cut(group: Group, trunk: int, limits: Limits) -> Iterator[Group]:
+    """With its trunk cut off, and in parts that fit into a pass each."""
+    if limits.window is not None and len(group.beginning) + group.width >= limits.window:
+        trunk = 0
+    own = replace(group, trunk=group.beginning[:trunk], beginning=group.beginning[trunk:])
+    if len(group.rows) == 1 or len(own.beginning) < _WORTH_SHARING:
+        yield from _alone(own)
+        return
+    held = len(group.beginning) + group.width
+    count = max(1, min(limits.tokens // group.width, limits.held // held))
+    for start in range(0, len(group.rows), count):
+        yield replace(own, rows=group.rows[start : start + count])
+
+
+def _length(group: Group) -> tuple[int, Tokens, Tokens]:
+    """Longest first, then by tokens, so that the order depends on nothing else."""
+    longest = len(group.beginning) or len(group.rows[0].tokens)
+    return -longest, group.beginning, group.rows[0].tokens
+
+
+def _batches(groups: Sequence[Group], limits: Limits) -> Iterator[tuple[Group, ...]]:
+    batch: list[Group] = []
+    size = _Size()
     for group in groups:
-        if batch and count + len(group[1]) > batch_size:
-            yield Pass(groups=tuple(batch))
-            batch, count = [], 0
+        larger = size.with_group(group)
+        if batch and (bool(group.beginning) != bool(batch[0].beginning) or not larger.fits(limits)):
+            yield tuple(batch)
+            batch, larger = [], _Size().with_group(group)
         batch.append(group)
-        count += len(group[1])
+        size = larger
     if batch:
-        yield Pass(groups=tuple(batch))
+        yield tuple(batch)
 
 
-def _read_beginnings(
-    model: PreTrainedModel, batch: Pass, tokens: torch.Tensor
-) -> dict[str, object]:
-    """Runs the shared beginnings once; what the pass over `tokens` [rows, length] needs of them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Size:
+    """Of a batch that is being filled."""
 
-    Padding of a row's own tokens stands on the right, where a causal model never looks back at
-    it; that of the beginnings on the left, so that they end where the rows go on.
-    """
-    device = tokens.device
-    beginnings, mask = pad([beginning for beginning, _ in batch.groups], device, side="left")
-    padded = {} if bool(mask.all()) else {"attention_mask": mask}
-    _, cache = logits_at(
-        model,
-        lambda states: states[:, :0],
-        input_ids=beginnings,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=True,
-        **padded,
-    )
-    counts = torch.tensor([len(rows) for _, rows in batch.groups], device=device)
-    owner = torch.arange(len(batch.groups), device=device).repeat_interleave(counts)
-    cache.batch_select_indices(owner)
-    steps = torch.arange(tokens.shape[1], device=device)
-    inputs = {"past_key_values": cache, "position_ids": mask.sum(-1)[owner][:, None] + steps}
-    if padded:
-        inputs["attention_mask"] = torch.cat([mask[owner], torch.ones_like(tokens)], dim=1)
-    return inputs
+    groups: int = 0
+    rows: int = 0
+    trunk: int = 0
+    beginning: int = 0
+    width: int = 0
+    logits: int = 0
 
+    def with_group(self, group: Group) -> "_Size":
+        return _Size(
+            groups=self.groups + 1,
+            rows=self.rows + len(group.rows),
+            trunk=max(self.trunk, len(group.trunk)),
+            beginning=max(self.beginning, len(group.beginning)),
+            width=max(self.width, group.width),
+            logits=self.logits + sum(row.reads for row in group.rows),
+        )
 
-def _positions(
-    rows: Sequence[Row], pairs: Sequence[Pair]
-) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]], list[int]]:
-    """(row, column) of every position whose logits are read; (its place among these, target
-    token) of every token to score; and where each continuation starts among those tokens."""
-    index: list[int] = []
-    column: list[int] = []
-    kept: list[int] = []
-    target: list[int] = []
-    starts: list[int] = []
-    for place, row in enumerate(rows):
-        continuations = [pairs[number][1] for number in row.numbers]
-        count = max(len(continuation) for continuation in continuations)
-        index += [place] * count
-        column += range(len(row.tokens) - count, len(row.tokens))
-        for continuation in continuations:
-            starts.append(len(target))
-            kept += range(len(column) - len(continuation), len(column))
-            target += continuation
-    return (index, column), (kept, target), starts
-
-
-def _normalise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per row of [n, vocabulary]: float32 log of the sum of exponentials, and the best token."""
-    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
-    parts = [(part.float().logsumexp(-1), part.argmax(-1)) for part in torch.split(logits, rows)]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    def fits(self, limits: Limits) -> bool:
+        slots = self.trunk + self.beginning + self.width
+        return (
+            self.groups * self.beginning <= limits.tokens
+            and self.rows * self.width <= limits.tokens
+            and self.rows * slots <= limits.held
+            and self.logits <= limits.logits
+            and (limits.window is None or not self.trunk or slots < limits.window)
+        )

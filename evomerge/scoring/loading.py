@@ -16,6 +16,8 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import UserError, did_you_mean
+from evomerge.scoring.fingerprints import NotKept, combine, fingerprint_tokenizer
+from evomerge.scoring.kept_requests import give_requests
 from evomerge.scoring.tasks import TaskRequest
 
 _LOG = logging.getLogger(__name__)
@@ -34,8 +36,9 @@ def load_tasks(
     *,
     seed: int,
     allow_code: bool,
-) -> list[Any]:
-    """The lm-eval tasks of a request, with the requests to the model of all documents built.
+) -> tuple[list[Any], str | None]:
+    """The lm-eval tasks of a request, with the requests to the model of all documents; and the
+    name under which these are kept, None where they are not.
 
     manager: lm-eval's TaskManager that knows the request's folder. Several tasks only where the
     request names a group or tag. Raises UserError where something is wrong with the task.
@@ -57,14 +60,16 @@ def load_tasks(
             loaded = manager.load([request.name])
             tasks = list(loaded["tasks"].values())
             _check_groups(request, loaded["groups"].values(), tasks)
+            names = []
             for task in tasks:
                 _check(request, task, allow_code)
-                _build(request, task, tokenizer, seed)
+                names.append(_build(request, task, tokenizer, seed))
         except UserError:
             raise
         except Exception as error:
             raise _not_loaded(request, error) from error
-    return tasks
+    kept = [name for name in names if name is not None]
+    return tasks, combine(*kept) if len(kept) == len(names) else None
 
 
 def refuse_code(path: Path) -> None:
@@ -77,7 +82,7 @@ def refuse_code(path: Path) -> None:
     def refuse(_: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
         raise UserError(
             f"{path}: '!function {node.value}' would run Python code of that folder; if you trust "
-            "it, allow code (allow_code)"
+            "it, allow code (--allow-code, or allow_code: true)"
         )
 
     Loader.add_constructor("!function", refuse)
@@ -107,7 +112,7 @@ def _check(request: TaskRequest, task: Any, allow_code: bool) -> None:
     if getattr(task, "UNSAFE_CODE", False) and not allow_code:
         raise UserError(
             f"task {name!r} runs the model's answers as code; if you want that on this machine, "
-            "allow code (allow_code)"
+            "allow code (--allow-code, or allow_code: true)"
         )
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"task {name!r} needs images or sound; expected a task of text")
@@ -119,18 +124,37 @@ def _check(request: TaskRequest, task: Any, allow_code: bool) -> None:
         )
 
 
-def _build(request: TaskRequest, task: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-    """Builds the requests of all documents, in lm-eval's order of seeding and drawing examples."""
+def _build(
+    request: TaskRequest, task: Any, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> str | None:
+    """The requests of all documents: those that are kept, or built in lm-eval's order of seeding
+    and drawing examples. The name under which they are kept."""
     shots = task.get_config("num_fewshot") if request.num_fewshot is None else request.num_fewshot
     task.set_config(key="num_fewshot", value=shots or 0)
     task.set_fewshot_seed(seed=seed)
-    task.build_all_requests(
-        system_instruction=request.system_instruction,
-        apply_chat_template=request.chat_template,
-        fewshot_as_multiturn=request.chat_template,
-        chat_template=_chat_template(tokenizer) if request.chat_template else None,
-        tokenizer_name=tokenizer.name_or_path,
-    )
+
+    def build() -> None:
+        task.build_all_requests(
+            system_instruction=request.system_instruction,
+            apply_chat_template=request.chat_template,
+            fewshot_as_multiturn=request.chat_template,
+            chat_template=_chat_template(tokenizer) if request.chat_template else None,
+            tokenizer_name=tokenizer.name_or_path,
+        )
+
+    try:
+        rules = fingerprint_tokenizer(tokenizer)
+    except NotKept as reason:
+        _LOG.info("task %r: its requests are built at each start, for %s", request.name, reason)
+        build()
+        return None
+    asked = {
+        "tokenizer": rules,
+        "seed": seed,
+        "chat_template": request.chat_template,
+        "system_instruction": request.system_instruction,
+    }
+    return give_requests(task, build, asked)
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:

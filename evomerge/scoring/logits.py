@@ -50,24 +50,45 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def check_finite(values: torch.Tensor) -> None:
     """Raises CandidateError where a value is NaN."""
     if bool(values.isnan().any()):
-        raise CandidateError(
-            "the model's logits are not numbers (NaN): its weights are NaN, infinite or far too "
-            "large"
-        )
+        raise not_a_number()
+
+
+def not_a_number() -> CandidateError:
+    """What is raised for logits that are NaN."""
+    return CandidateError(
+        "the model's logits are not numbers (NaN): its weights are NaN, infinite or far too large"
+    )
 
 
 def keeps_keys_and_values(model: PreTrainedModel) -> bool:
     """Whether what the model keeps of tokens read is their keys and values alone.
 
-    Only then may it go on from padded, copied or selected rows. Not so for state space models
-    and other recurrent layers.
+    Only then may it go on from padded, copied or selected rows.
     """
+    return why_nothing_is_shared(model) is None
+
+
+def why_nothing_is_shared(model: PreTrainedModel) -> str | None:
+    """Why the model cannot go on from the keys and values of a shared beginning; None: it can."""
+    name = type(model).__name__
     layers = DynamicCache(config=model.config).layers
-    return (
-        all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-        and not getattr(model, "_is_stateful", False)
-        and "position_ids" in inspect.signature(model.forward).parameters
-    )
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    if not plain or getattr(model, "_is_stateful", False):
+        return f"{name} keeps a state of what it has read, not keys and values alone"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return f"{name} cannot be told the positions of tokens"
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    each = rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]
+    if kinds := {str(part.get("rope_type")) for part in each} & {"dynamic", "longrope"}:
+        return f"positions of {name} depend on the length of the text ({', '.join(kinds)} rope)"
+    return None
+
+
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """Tokens of the shortest sliding window; None: every layer sees all tokens."""
+    layers = DynamicCache(config=model.config).layers
+    windows = [x.sliding_window for x in layers if isinstance(x, DynamicSlidingWindowLayer)]
+    return min(windows, default=None)
 
 
 def pad(

@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.errors import UserError
 from evomerge.files import replacing
+from evomerge.scoring.answers import AnswerHealth
 
 SMOOTH = "log_probability,reference"
 """The metric that every task may have beside its own: per document, in nats, the log-probability
@@ -53,8 +54,12 @@ class Scorecard:
     metrics: tuple[Metric, ...]
     per_document: Mapping[str, DocumentScores]
     """Task -> its scores."""
+    answers: Mapping[str, AnswerHealth] = field(default_factory=dict)
+    """Task -> how its answers ended; without the tasks that generated nothing."""
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     """By phase: "model" for forward passes and decoding, "metric" for all else."""
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    """What was not done as usual, in words: memory that ran out, beginnings that are not shared."""
 
     def metric(self, task: str, name: str) -> Metric:
         """The metric of that task and "metric,filter" name; KeyError if it was not scored."""
@@ -76,7 +81,9 @@ def joined(first: Scorecard, second: Scorecard) -> Scorecard:
     return Scorecard(
         metrics=(*first.metrics, *further),
         per_document=joined_documents(first.per_document, second.per_document),
+        answers={**second.answers, **first.answers},
         seconds={p: first.seconds.get(p, 0.0) + second.seconds.get(p, 0.0) for p in phases},
+        remarks=tuple(dict.fromkeys((*first.remarks, *second.remarks))),
     )
 
 

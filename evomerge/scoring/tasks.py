@@ -8,13 +8,12 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
-from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.means import mean_metric, refuse_scored
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Metric
 
 _RESAMPLES = 100
@@ -115,11 +114,7 @@ class FoundScores:
 
     def refuse(self, numbers: Sequence[int]) -> None:
         """Raises UserError where a document is there already."""
-        if again := set(numbers) & set(self._numbers):
-            raise UserError(
-                f"task {self._prepared.name!r}: documents {sorted(again)[:5]} were scored before; "
-                "expected each once"
-            )
+        refuse_scored(self._prepared.name, numbers, self._numbers)
 
     def add(self, numbers: Sequence[int], *, metric: bool = True) -> None:
         """Further documents; with metric: from the answers (`resps`) that their requests hold."""
@@ -175,7 +170,7 @@ class FoundScores:
                 )
             )
         known = [value for value in self._smooth.values() if value == value]
-        return [*metrics, *([_smooth_metric(self._prepared.name, known)] if known else [])]
+        return [*metrics, *([mean_metric(self._prepared.name, SMOOTH, known)] if known else [])]
 
     def _aggregation(self, name: str) -> Callable[[Sequence[Any]], float] | None:
         """None for what is not reported."""
@@ -184,17 +179,6 @@ class FoundScores:
             return None
         found: Callable[[Sequence[Any]], float] | None = prepared.tasks[0].aggregation().get(name)
         return found
-
-
-def _smooth_metric(task: str, values: Sequence[float]) -> Metric:
-    return Metric(
-        task=task,
-        name=SMOOTH,
-        value=mean(values),
-        standard_error=stdev(values) / sqrt(len(values)) if len(values) > 1 else None,
-        documents=len(values),
-        higher_is_better=True,
-    )
 
 
 def _raw_values(
@@ -310,16 +294,3 @@ def reset_answers(documents: Sequence[PreparedDocument]) -> None:
         for request in document.requests:
             request.resps = []
             request.filtered_resps = {}
-
-
-def known_numbers(prepared: PreparedTask, numbers: Sequence[int]) -> list[int]:
-    """Ascending, each once; raises UserError for none, or for a number that no document has."""
-    ordered = sorted(set(numbers))
-    if not ordered:
-        raise UserError(f"task {prepared.name!r}: no documents were asked for; leave it out")
-    if ordered[0] < 0 or ordered[-1] >= len(prepared.documents):
-        raise UserError(
-            f"task {prepared.name!r}: documents [{ordered[0]}] to [{ordered[-1]}] were asked for; "
-            f"expected some of 0 to {len(prepared.documents) - 1}; has its data changed?"
-        )
-    return ordered

@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 
 from evomerge.errors import CandidateError
+from evomerge.scoring.answers import Answers, answers_from_json, answers_to_json, warnings
 from evomerge.scoring.scorecard import (
     Metric,
     count_documents,
@@ -105,6 +106,7 @@ def score_points(
     write_documents(joined_documents(read_documents(path), scorecard.per_document), path)
     later = {
         "metrics": to_json(scorecard.metrics),
+        "answers": answers_to_json(scorecard.answers),
         "documents": count_documents(scorecard.per_document, ["metric"]),
         "seconds": dict(seconds),
     }
@@ -130,7 +132,11 @@ def score_holdout(
         study.set_user_attr(f"{HOLDOUT}:{record.number}", {"failure": str(error)})
         return
     write_documents(scorecard.per_document, folder.documents("holdout", record.number))
-    study.set_user_attr(f"{HOLDOUT}:{record.number}", {"metrics": to_json(scorecard.metrics)})
+    found = {
+        "metrics": to_json(scorecard.metrics),
+        "answers": answers_to_json(scorecard.answers),
+    }
+    study.set_user_attr(f"{HOLDOUT}:{record.number}", found)
 
 
 def holdout_metrics(study: optuna.Study) -> dict[int, list[dict[str, Any]]]:
@@ -141,6 +147,28 @@ def holdout_metrics(study: optuna.Study) -> dict[int, list[dict[str, Any]]]:
         for key, value in study.user_attrs.items()
         if key.startswith(prefix)
     }
+
+
+def holdout_answers(attributes: Mapping[str, Any]) -> dict[int, Answers]:
+    """Trial number -> task -> how its answers to the holdout ended, of a study's attributes."""
+    prefix = f"{HOLDOUT}:"
+    return {
+        int(key.removeprefix(prefix)): answers_from_json(value.get("answers", {}))
+        for key, value in attributes.items()
+        if key.startswith(prefix) and value.get("metrics")
+    }
+
+
+def score_warnings(
+    record: TrialRecord, base: TrialRecord | None, held: Mapping[int, Answers]
+) -> list[str]:
+    """Why the trial's scores are in doubt, in plain words: of its answers to the holdout where it
+    has any there, else to the search documents. held: what `holdout_answers` says.
+    """
+    of_base = None
+    if base is not None and base.number != record.number:
+        of_base = (held.get(base.number) if held.get(record.number) else None) or base.answers
+    return warnings(held.get(record.number) or record.answers, of_base)
 
 
 def scored_on_holdout(

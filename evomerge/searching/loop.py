@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from evomerge.errors import EvomergeError, UserError
 from evomerge.recipe import Recipe
+from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import (
     Scorecard,
     count_documents,
@@ -173,9 +174,12 @@ class Loop:
             seconds["record"] = time.perf_counter() - before
             result = {
                 "metrics": to_json(scorecard.metrics),
+                "answers": answers_to_json(scorecard.answers),
                 "documents": documents,
                 "seconds": seconds,
             }
+            if scorecard.remarks:
+                result["remarks"] = list(scorecard.remarks)
             if race is not None and race.stop is not None:
                 self._prune(trial, race.stop, result)
             else:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import UserError
-from evomerge.recipe import Recipe
+from evomerge.recipe import BASE, Recipe
+from evomerge.scoring.answers import Answers, answers_from_json
 from evomerge.scoring.scorecard import Metric, from_json
 
 # Names of user attributes, as they stand in every storage.
@@ -20,7 +21,7 @@ RECIPE = "recipe"  # Recipe.to_mapping()
 IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
 WORKER = "worker"  # host, pid, time of start
-RESULT = "result"  # value or estimate, metrics, documents, seconds; or the reason of a failure
+RESULT = "result"  # value or estimate, metrics, answers, documents, seconds; or why it failed
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one takes up again
 POINTS = "points"  # prefix of study attributes: `points:12` has what was scored later of trial 12
 CARRIED = "carried_from"  # run and number of the trial whose scores were taken over
@@ -54,6 +55,8 @@ class TrialRecord:
     """Number of the incumbent that it was compared with."""
     pruned_because: str | None
     """Why, in words."""
+    answers: Answers
+    """Task -> how its answers to the search documents ended."""
     seconds: Mapping[str, float]
     """By phase: propose, merge, model (forward passes and decoding), metric (the rest of scoring),
     record."""
@@ -110,6 +113,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         pruned=result.get("pruned"),
         pruned_against=result.get("against"),
         pruned_because=result.get("because"),
+        answers=answers_from_json(result.get("answers", {})),
         seconds=result.get("seconds", {}),
         failure=result.get("failure"),
         started=datetime.fromisoformat(worker["started"]) if worker else None,
@@ -139,5 +143,15 @@ def _with_metrics(record: TrialRecord, later: Mapping[str, Any]) -> TrialRecord:
         )
     )
     return replace(
-        record, metrics=(*record.metrics, *further), documents=documents, seconds=seconds
+        record,
+        metrics=(*record.metrics, *further),
+        answers={**record.answers, **answers_from_json(later["answers"])},
+        documents=documents,
+        seconds=seconds,
     )
+
+
+def base_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The trial that scored the base; None where none has."""
+    scored = (record for record in records if record.baseline == BASE and record.value is not None)
+    return next(scored, None)

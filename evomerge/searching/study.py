@@ -32,6 +32,9 @@ HISTORY = "history"
 TASKS = "tasks"
 """Study attribute: task -> how it is asked: folder, num_fewshot, chat_template, dtype, ..."""
 
+BATCH_TOKENS = "batch_tokens"
+"""Study attribute: tokens in a forward pass, found at the first start or configured."""
+
 OBJECTIVE = "objective"
 """Study attribute: task -> its own metric and weight."""
 

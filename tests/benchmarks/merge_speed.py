@@ -11,11 +11,9 @@ the operands are also streamed from pinned memory, beside a plain copy over the 
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import numpy as np
 import psutil
 import torch
 from beside_reference import comparison
+from measuring import CLOCK, hardware, seconds
 
 from evomerge.merging.feed import feed
 from evomerge.merging.job import Job
@@ -41,8 +40,6 @@ SCALED = (1024, 10_000)
 """Shape of the tensors of the scaling part: 10 million elements."""
 TARGETS = {"linear": 0.6, "task_arithmetic": 0.6, "ties": 0.4, "dare_ties": 0.2}
 """Shares of a copy's bandwidth that are aimed at, on a CPU."""
-CLOCK: list[Callable[[], float]] = [time.perf_counter]
-"""What seconds are counted by; the processor's where others use the machine too."""
 RESERVE = 3 * 10**9  # bytes of memory left to others
 
 
@@ -96,17 +93,6 @@ class Family:
     @property
     def elements(self) -> int:
         return sum(out.numel() for out in self.out)
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of the work itself: a GPU has nothing else queued before, and is done after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = CLOCK[0]()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return CLOCK[0]() - start
 
 
 def speed_table(family: Family, run: Pass, repeats: int) -> list[str]:
@@ -307,7 +293,7 @@ def main() -> None:
         "",
         f"`python tests/benchmarks/merge_speed.py --threads {arguments.threads} "
         f"--clock {arguments.clock}`, {date.today()}, "
-        f"{_hardware(device)}, torch {torch.__version__}, merging {reason}; load of the machine "
+        f"{hardware(device)}, torch {torch.__version__}, merging {reason}; load of the machine "
         f"before the run {load:.1f}.{where}",
         "",
         f"Base of {family.elements / 1e6:.0f} million parameters in {TENSORS} tensors, {SOURCES} "
@@ -334,13 +320,6 @@ def main() -> None:
 def _write(out: Path, lines: list[str]) -> None:
     """What is there so far: a run takes minutes."""
     (out / "README.md").write_text("\n".join([*lines, ""]))
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    memory = psutil.virtual_memory().total / 1e9
-    return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU, {memory:.0f} GB"
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from evomerge import Recipe, UserError, merge
-from evomerge.checkpoints.dequantised import cache_folder, open_checkpoint
+from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.source import WEIGHTS, Checkpoint
+from evomerge.files import cache_folder
 from evomerge.merging.models import open_models
 from evomerge.merging.workspace import Workspace
 from evomerge.recipe import Model, Rule
@@ -30,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return cache_folder()
+    return cache_folder("dequantised")
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import SMOOTH, Scorecard
 from evomerge.scoring.scorer import Documents, Scorer, score_blocks
@@ -56,7 +57,7 @@ def stock(folder: Path, tokenizer: Any) -> Stock:
 @pytest.fixture(scope="module")
 def harness(folder: Path, tokenizer: Any) -> Harness:
     requests = [TaskRequest(name=name, folder=folder) for name in TASKS]
-    return Harness(requests, tokenizer, batch_size=8)
+    return Harness(requests, tokenizer, budget=BatchBudget(256))
 
 
 def score(scorer: Scorer, model: Any, documents: Documents) -> Scorecard:
@@ -156,7 +157,7 @@ def test_chat_template_instruction_and_shots_equal_stock(
         )
         for name in tasks
     ]
-    harness = Harness(requests, tokenizer, batch_size=16)
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
     card = score(harness, trained, every_document(harness))
     result = stock(
         trained,
@@ -170,7 +171,7 @@ def test_chat_template_instruction_and_shots_equal_stock(
         theirs = result["results"][metric.task][metric.name]
         assert metric.value == pytest.approx(theirs, rel=1e-5)
     perplexity = card.metric("cloze", "perplexity,none").value
-    plain = Harness([TaskRequest(name="cloze", folder=folder)], tokenizer, batch_size=16)
+    plain = Harness([TaskRequest(name="cloze", folder=folder)], tokenizer, budget=BatchBudget(256))
     other = score(plain, trained, every_document(plain)).metric("cloze", "perplexity,none").value
     assert perplexity != pytest.approx(other, rel=0.01)
 
@@ -241,7 +242,7 @@ def test_objective_is_the_first_metric_or_the_one_asked_for(folder: Path, tokeni
         TaskRequest(name="counted", folder=folder, filter="whole"),
         TaskRequest(name="cloze", folder=folder),
     ]
-    harness = Harness(requests, tokenizer, batch_size=8)
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
     objectives = [harness.objective(task) for task in harness.tasks]
     assert objectives == ["acc_norm,none", "exact_match,whole", "acc,none"]
 
@@ -250,7 +251,7 @@ def test_objective_is_the_first_metric_or_the_one_asked_for(folder: Path, tokeni
 def test_group_counts_every_document_the_same(
     name: str, folder: Path, tokenizer: Any, trained: Any, harness: Harness, stock: Stock
 ) -> None:
-    group = Harness([TaskRequest(name=name, folder=folder)], tokenizer, batch_size=8)
+    group = Harness([TaskRequest(name=name, folder=folder)], tokenizer, budget=BatchBudget(256))
     numbers = {name: [0, 3, 36, 37, 60]}
     card = score(group, trained, numbers)
     parts = score(harness, trained, {"choice": [0, 3, 36], "letter": [0, 23]})
@@ -288,7 +289,8 @@ def test_out_of_memory_names_the_batch_size(task: str, harness: Harness, model: 
         raise torch.OutOfMemoryError("no more")
 
     model.model.register_forward_pre_hook(exhaust)
-    with pytest.raises(CandidateError, match=f"'{task}': out of memory with batch_size 8 on cpu"):
+    match = f"'{task}': out of memory with 64 tokens in a forward pass on cpu: no more"
+    with pytest.raises(CandidateError, match=match):
         score(harness, model, {task: [0]})
 
 

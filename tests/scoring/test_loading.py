@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from evomerge.errors import UserError
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.tasks import TaskRequest
 
@@ -17,7 +18,9 @@ ROWS = [{"q": f"{number}?", "a": str(number)} for number in range(3)]
 
 
 def load(tokenizer: Any, allow_code: bool = False, **request: Any) -> Harness:
-    return Harness([TaskRequest(**request)], tokenizer, batch_size=4, allow_code=allow_code)
+    return Harness(
+        [TaskRequest(**request)], tokenizer, budget=BatchBudget(256), allow_code=allow_code
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,9 +41,9 @@ def test_unknown_names(
 def test_each_task_once(folder: Path, tokenizer: Any) -> None:
     request = TaskRequest(name="choice", folder=folder)
     with pytest.raises(UserError, match="each only once"):
-        Harness([request, request], tokenizer, batch_size=4)
+        Harness([request, request], tokenizer, budget=BatchBudget(256))
     with pytest.raises(UserError, match="at least one"):
-        Harness([], tokenizer, batch_size=4)
+        Harness([], tokenizer, budget=BatchBudget(256))
 
 
 def test_folder_that_is_not_there(tmp_path: Path, tokenizer: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.scorecard import SMOOTH
 from evomerge.scoring.scorer import score_blocks
@@ -36,7 +37,7 @@ def test_multiple_choice_is_a_softmax_over_the_choices(
     folder: Path, tokenizer: Any, trained: Any
 ) -> None:
     requests = [TaskRequest(name="letter", folder=folder)]
-    harness = Harness(requests, tokenizer, batch_size=8)
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
     values = smooth_values(harness, trained, "letter", 12)
     for number, value in enumerate(values):
         doc = harness._tasks["letter"].documents[number].requests[0].doc
@@ -55,7 +56,7 @@ def test_a_metric_normalised_by_length_has_normalised_choices(
     requests = [
         TaskRequest(name="choice", folder=folder, num_fewshot=0, metric="acc_norm"),
     ]
-    harness = Harness(requests, tokenizer, batch_size=8)
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
     values = smooth_values(harness, trained, "choice", 12)
     for number, value in enumerate(values):
         doc = harness._tasks["choice"].documents[number].requests[0].doc
@@ -71,7 +72,9 @@ def test_a_metric_normalised_by_length_has_normalised_choices(
 def test_generation_is_scored_by_its_reference_and_its_end(
     folder: Path, tokenizer: Any, trained: Any
 ) -> None:
-    harness = Harness([TaskRequest(name="answer", folder=folder)], tokenizer, batch_size=8)
+    harness = Harness(
+        [TaskRequest(name="answer", folder=folder)], tokenizer, budget=BatchBudget(256)
+    )
     values = smooth_values(harness, trained, "answer", 12)
     for number, value in enumerate(values):
         doc = harness._tasks["answer"].documents[number].requests[0].doc
@@ -82,7 +85,7 @@ def test_generation_is_scored_by_its_reference_and_its_end(
 
 def test_other_kinds_are_means_over_tokens(folder: Path, tokenizer: Any, trained: Any) -> None:
     requests = [TaskRequest(name=name, folder=folder) for name in ("cloze", "text")]
-    harness = Harness(requests, tokenizer, batch_size=8)
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
     for number, value in enumerate(smooth_values(harness, trained, "cloze", 8)):
         doc = harness._tasks["cloze"].documents[number].requests[0].doc
         text = doc["answer"]
@@ -102,7 +105,7 @@ def test_smooth_alone_generates_nothing(
     folder: Path, tokenizer: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [TaskRequest(name=name, folder=folder) for name in ("answer", "letter")]
-    harness = Harness(requests, tokenizer, batch_size=8)
+    harness = Harness(requests, tokenizer, budget=BatchBudget(256))
     steps: list[int] = []
     handle = trained.model.register_forward_pre_hook(
         lambda _, args, kwargs: steps.append(1), with_kwargs=True
@@ -119,7 +122,9 @@ def test_smooth_alone_generates_nothing(
 def test_blocks_add_up_and_none_is_scored_twice(folder: Path, tokenizer: Any, trained: Any) -> None:
     tasks = ("letter", "answer", "cloze")
     harness = Harness(
-        [TaskRequest(name=name, folder=folder) for name in tasks], tokenizer, batch_size=8
+        [TaskRequest(name=name, folder=folder) for name in tasks],
+        tokenizer,
+        budget=BatchBudget(256),
     )
     whole = score_blocks(harness, trained, [{name: range(12) for name in tasks}])
     blocks = [{name: range(i, 12, 3) for name in tasks} for i in range(3)]

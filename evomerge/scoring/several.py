@@ -1,0 +1,85 @@
+"""Several scorers as one: each task goes to the scorer that knows it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from torch import nn
+
+from evomerge.errors import UserError, did_you_mean
+from evomerge.scoring.scorecard import DocumentScores, Scorecard
+from evomerge.scoring.scorer import KINDS, Documents, Kind, Scorer, Scoring
+
+
+class Scorers:
+    """The scorer of all tasks of its parts, which have no task in common.
+
+    order: of the tasks, which scores and records keep; by default that of the parts.
+    """
+
+    def __init__(self, parts: Iterable[Scorer], order: Sequence[str] | None = None) -> None:
+        known = {task: part for part in parts for task in part.tasks}
+        self._part_of: dict[str, Scorer] = {task: known[task] for task in order or known}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks of all parts."""
+        return tuple(self._part_of)
+
+    def documents(self, task: str) -> Sequence[str]:
+        """The text of each document of the task; a document's number is its place."""
+        return self._part_of[task].documents(task)
+
+    def objective(self, task: str) -> str:
+        """The "metric,filter" of that task which a search is to improve."""
+        return self._part_of[task].objective(task)
+
+    def smooth(self, task: str) -> str | None:
+        """The name of its smooth metric; None where it has none."""
+        return self._part_of[task].smooth(task)
+
+    def start(self, model: nn.Module, kinds: AbstractSet[Kind] = KINDS) -> "ScoringOfSeveral":
+        """Begins to score the weights that `model` holds now, with every part."""
+        started = {id(part): part.start(model, kinds) for part in self._part_of.values()}
+        return ScoringOfSeveral({t: started[id(part)] for t, part in self._part_of.items()})
+
+
+class ScoringOfSeveral:
+    """The scoring of one candidate on the tasks of several scorers."""
+
+    def __init__(self, scoring_of: Mapping[str, Scoring]) -> None:
+        self._scoring_of = scoring_of
+        self._parts = list({id(part): part for part in scoring_of.values()}.values())
+        self._found: dict[str, DocumentScores] = {}
+
+    def add(self, documents: Documents) -> dict[str, DocumentScores]:
+        """Scores further documents; task -> its scores per document so far.
+
+        Raises what the parts raise, and UserError for an unknown task.
+        """
+        for name in documents:
+            if name not in self._scoring_of:
+                raise UserError(f"task {name!r} is unknown; {did_you_mean(name, self._scoring_of)}")
+        for part in self._parts:
+            own = {n: numbers for n, numbers in documents.items() if self._scoring_of[n] is part}
+            if own:
+                self._found |= part.add(own)
+        return {task: self._found[task] for task in self._scoring_of if task in self._found}
+
+    def scorecard(self) -> Scorecard:
+        """The scores of all documents so far; seconds are the sums over the parts."""
+        cards = [part.scorecard() for part in self._parts]
+        order = {task: place for place, task in enumerate(self._scoring_of)}
+        per_document = {task: s for card in cards for task, s in card.per_document.items()}
+        seconds: dict[str, float] = defaultdict(float)
+        for card in cards:
+            for phase, spent in card.seconds.items():
+                seconds[phase] += spent
+        return Scorecard(
+            metrics=tuple(
+                sorted((m for card in cards for m in card.metrics), key=lambda m: order[m.task])
+            ),
+            per_document={task: per_document[task] for task in order if task in per_document},
+            seconds=dict(seconds),
+            remarks=tuple(dict.fromkeys(remark for card in cards for remark in card.remarks)),
+        )
