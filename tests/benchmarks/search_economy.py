@@ -124,6 +124,11 @@ def audit_of(folder: Path, count: int) -> Path:
 
 def in_process(arguments: argparse.Namespace, run: str) -> None:
     """One run, and its audit, in a process of its own; its log lies in the run folder."""
+    setting, trials, seed = run.split(":")
+    folder = folder_of(arguments.out, setting, trials, int(seed))
+    audited = not arguments.audit or audit_of(folder, arguments.audit).exists()
+    if audited and result_of(folder).exists():
+        return
     words = [sys.executable, __file__, "--out", str(arguments.out), "--run", run]
     words += ["--config", str(arguments.config), "--audit", str(arguments.audit)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -263,7 +268,8 @@ def main() -> None:
         f"{arguments.config.name}, {arguments.seeds} seeds; mean ± standard deviation over seeds\n"
     )
     print(economy(found))
-    print(f"\n{differences(found)}")
+    if len(found) > 1:
+        print(f"\n{differences(found)}")
     if arguments.audit:
         checked = {
             name: [row for f in own for row in json.loads(audit_of(f, arguments.audit).read_text())]
