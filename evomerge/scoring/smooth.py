@@ -3,8 +3,9 @@
 Multiple choice: log softmax of the choices' log-likelihoods at the right choice (of several right
 ones: their sum). Where the metric that counts is normalised by the choices' lengths, so are these.
 Otherwise: mean log-probability of the reference's tokens, in nats; of several references, the
-highest. For generation, the reference follows the prompt as the answers of few-shot examples do,
-and a stop string that is a line break belongs to it, so that answers which do not end count less.
+highest. For generation, the reference follows the prompt as the answers of few-shot examples do.
+Where answers end with a line break, that or the end of the text, the more probable, belongs to the
+reference, so that answers which do not end count less.
 """
 
 from collections.abc import Sequence
@@ -86,15 +87,16 @@ class SmoothScores:
         target = task.doc_to_target(_doc(document))
         targets = target if isinstance(target, list) else [target]
         before = "" if self._chat_template else str(task.config.target_delimiter)
-        after = self._end_of_text if self._chat_template else _line_break(settings.get("until"))
-        return tuple((context, f"{before}{text}{after}") for text in map(str, targets) if text)
+        ends = {self._end_of_text} if self._chat_template else self._ends(settings.get("until"))
+        texts = [str(text) for text in targets if str(text)]
+        return tuple((context, f"{before}{text}{end}") for text in texts for end in sorted(ends))
+
+    def _ends(self, until: str | Sequence[str] | None) -> set[str]:
+        """The first stop string that is a line break, and the end of the text; else nothing."""
+        stops = [until] if isinstance(until, str) else until or []
+        breaks = [stop for stop in stops if stop and not stop.strip(" \n")]
+        return {breaks[0], self._end_of_text or breaks[0]} if breaks else {""}
 
 
 def _doc(document: PreparedDocument) -> Any:
     return document.requests[0].doc
-
-
-def _line_break(until: str | Sequence[str] | None) -> str:
-    """The first stop string that is a line break; else nothing."""
-    stops = [until] if isinstance(until, str) else until or []
-    return next((stop for stop in stops if stop and not stop.strip(" \n")), "")
