@@ -14,6 +14,8 @@ _MOST = {"cpu": 2**11, "cuda": 2**14}
 _HELD = 8  # times as many tokens may be held by their keys and values as are computed
 _LOGITS = 2**27  # at once: 512 MiB in float32
 _SHARE = 0.5  # of the free memory; merging wants some as well
+_SLOTS = 128
+"""Sequences decoded together at most."""
 _PROBED = 256  # tokens of the probe
 _LEAST = 64  # tokens; with less, memory is not the batch's fault
 _WIDE = 16  # times the width of the embedding: what a layer computes of a token, at once
@@ -40,6 +42,10 @@ class BatchBudget:
     def texts(self) -> int:
         """A cautious number of texts in a batch, for what counts texts."""
         return max(1, min(64, self.tokens // 64))
+
+    def slots(self, longest: int) -> int:
+        """How many sequences of so many tokens are decoded together."""
+        return max(1, min(_SLOTS, self.held // longest))
 
     @property
     def held(self) -> int:

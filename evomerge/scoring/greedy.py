@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from evomerge.scoring.generator import Answer
 from evomerge.scoring.logits import keeps_keys_and_values
-from evomerge.scoring.rows import Rows
+from evomerge.scoring.rows import Prompt, Rows
+from evomerge.scoring.trunks import Trunks
 
 # What a generation config may hold without changing greedy decoding.
 _HARMLESS = {
@@ -39,14 +40,17 @@ def decodes_greedily(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
+    trunks: Trunks,
     *,
     slots: int,
+    tokens: int,
     max_new_tokens: int,
     end_tokens: AbstractSet[int],
     stopped: Callable[[list[list[int]]], list[bool]],
 ) -> list[Answer]:
-    """The most probable next tokens of every prompt, at most `slots` of them at once.
+    """The most probable next tokens of every prompt, at most `slots` of them at once, and at most
+    `tokens` (rows times columns) of prompts read in one pass.
 
     An answer ends with, and includes, the first of `end_tokens`, or the token after which
     `stopped` says so (it is handed the answers so far of rows that still run), or has
@@ -55,10 +59,10 @@ def decode(
 
     Raises CandidateError where a logit is NaN.
     """
-    order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), prompts[place]))
-    waiting = deque(order)
-    longest = max(map(len, prompts), default=0)
-    rows = Rows(model, last_position=max(0, longest + max_new_tokens - 2))
+    texts = [prompt.tokens for prompt in prompts]
+    waiting = deque(sorted(range(len(texts)), key=lambda n: (-len(texts[n]), texts[n])))
+    last = max(map(len, texts), default=0) + max_new_tokens - 2
+    rows = Rows(model, trunks, tokens=tokens, last_position=max(0, last))
     running: list[int] = []  # the prompt of each row
     growing: list[list[int]] = [[] for _ in prompts]
     answers: dict[int, Answer] = {}
@@ -70,8 +74,8 @@ def decode(
             running = [*(running[row] for row in kept), *joining]
             if not running:
                 break
-            tokens = rows.replace(kept, [prompts[prompt] for prompt in joining])
-            spoke = zip(joining, tokens, strict=True)
+            first = rows.replace(kept, [prompts[prompt] for prompt in joining])
+            spoke = zip(joining, first, strict=True)
         else:
             spoke = zip(running, rows.step(), strict=True)
         still = [(prompt, token) for prompt, token in spoke if prompt not in answers]

@@ -33,6 +33,8 @@ from evomerge.scoring.greedy import decode, decodes_greedily
 from evomerge.scoring.kept_tokens import TokenMemory
 from evomerge.scoring.likelihood import Pair, plan_passes
 from evomerge.scoring.logits import input_device, sliding_window, why_nothing_is_shared
+from evomerge.scoring.prefixes import choose_trunks
+from evomerge.scoring.rows import Prompt
 from evomerge.scoring.stopping import StopCheck
 from evomerge.scoring.trunks import Trunks
 
@@ -88,6 +90,7 @@ class LanguageModel:
         self._stock._device = input_device(model)
         self._max_length: int = self._stock.max_length
         self._plans: dict[tuple[int, ...], list[ForwardPass]] = {}
+        self._shared_prompts: dict[tuple[int, ...], list[Prompt]] = {}
         self.memory = TokenMemory()
         self._pairs, self._windows = self.memory.pairs, self.memory.windows
         self._prompts = self.memory.prompts
@@ -282,7 +285,7 @@ class LanguageModel:
     def _generate_greedily(self, texts: Sequence[str], decoding: _Decoding) -> list[Generated]:
         prompts = [self._encode_prompt(text, decoding.max_new_tokens) for text in texts]
         if self._generator is None:
-            work = partial(self._decode, prompts, decoding)
+            work = partial(self._decode, self._with_trunks(prompts), decoding)
         else:
             work = partial(
                 self._generator.generate,
@@ -304,11 +307,29 @@ class LanguageModel:
             for text, answer in zip(texts, answers, strict=True)
         ]
 
-    def _decode(self, prompts: Sequence[Sequence[int]], decoding: _Decoding) -> list[Answer]:
+    def _with_trunks(self, prompts: Sequence[list[int]]) -> list[Prompt]:
+        """The prompts with what they share, found at the first call; the memo keeps them alive."""
+        key = tuple(map(id, prompts))
+        if key not in self._shared_prompts:
+            texts = [tuple(prompt) for prompt in prompts]
+            lengths = [0] * len(texts)
+            # Sliding windows count padding between a trunk and what follows it.
+            if self._share and (self._window is None or 2 * max(map(len, texts)) < self._window):
+                lengths = choose_trunks([text[:-1] for text in texts])
+            self._shared_prompts[key] = [
+                Prompt(tokens=text, trunk=length)
+                for text, length in zip(texts, lengths, strict=True)
+            ]
+        return self._shared_prompts[key]
+
+    def _decode(self, prompts: Sequence[Prompt], decoding: _Decoding) -> list[Answer]:
+        longest = max(len(prompt.tokens) for prompt in prompts) + decoding.max_new_tokens
         return decode(
             self.model,
             prompts,
-            slots=self._budget.texts,
+            self._trunks,
+            slots=self._budget.slots(longest),
+            tokens=self._budget.tokens,
             max_new_tokens=decoding.max_new_tokens,
             end_tokens=self._end_tokens(),
             stopped=StopCheck(self._tokenizer, decoding.until),

@@ -6,6 +6,7 @@ then distances between tokens, which is what masks of sliding windows are made f
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from evomerge.scoring.logits import check_finite, input_device, logits_at, pad
+from evomerge.scoring.prefixes import Tokens
+from evomerge.scoring.trunks import Trunks
 
 _HEAD_ROOM = 32  # columns: tokens that are written before keys and values are copied
 
@@ -24,15 +27,34 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer: [rows, heads, columns, size]."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A sequence that is to be read."""
+
+    tokens: Tokens
+    trunk: int = 0
+    """How many of its first tokens are read once for all prompts that begin so."""
+
+    @property
+    def rest(self) -> Tokens:
+        """What stands behind the trunk; never empty."""
+        return self.tokens[self.trunk :]
+
+
 class Rows:
     """The sequences that a model goes on with, one token at a time. It begins with none.
 
-    last_position: the largest position that any sequence reaches. A row which has ended, but
-    still takes part, stays there, since models with learned positions know no others.
+    tokens: rows times columns that are read together at most. last_position: the largest position
+    that any sequence reaches. A row which has ended, but still takes part, stays there, since
+    models with learned positions know no others.
     """
 
-    def __init__(self, model: PreTrainedModel, *, last_position: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, trunks: Trunks, *, tokens: int, last_position: int
+    ) -> None:
         self._model = model
+        self._trunks = trunks
+        self._most = tokens
         self._last_position = last_position
         self._lengths: list[int] = []  # tokens read of each row
         self._cache = Cache(layers=[])
@@ -62,7 +84,7 @@ class Rows:
         self._tokens = tokens.to(self._device)
         return best
 
-    def replace(self, kept: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[int]:
+    def replace(self, kept: Sequence[int], prompts: Sequence[Prompt]) -> list[int]:
         """Keeps these rows, in this order, and adds one for each prompt behind them.
 
         The prompts come the longest first; not both they and `kept` may be empty. Returns the most
@@ -70,8 +92,9 @@ class Rows:
         """
         lengths = [self._lengths[row] for row in kept]
         longest = max(lengths, default=0)
-        groups = _of_similar_length(prompts, _PADDING.get(self._device.type, _ELSEWHERE))
-        read = [read_prompts(self._model, group) for group in groups]
+        padding = _PADDING.get(self._device.type, _ELSEWHERE)
+        groups = _of_similar_length(prompts, padding, self._most)
+        read = [read_prompts(self._model, group, self._trunks) for group in groups]
         chosen = [_most_probable(logits) for logits, _ in read]
         select = torch.tensor(kept, dtype=torch.int64, device=self._device)
         first = [tokens.to(self._device) for tokens, _ in chosen]
@@ -81,7 +104,7 @@ class Rows:
             layers[:] = [_Layer() for _ in read[0][1]]
         for number, layer in enumerate(layers):
             layer.join(select, longest, [states[number] for _, states in read])  # type: ignore[union-attr]
-        self._lengths = [*lengths, *map(len, prompts)]
+        self._lengths = [*lengths, *(len(prompt.tokens) for prompt in prompts)]
         columns = max(self._lengths)
         read_so_far = torch.tensor(self._lengths, device=self._device)[:, None]
         self._positions = read_so_far.clamp(max=self._last_position)
@@ -90,22 +113,52 @@ class Rows:
 
 
 def read_prompts(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]]
+    model: PreTrainedModel, prompts: Sequence[Prompt], trunks: Trunks
 ) -> tuple[torch.Tensor, Layers]:
     """Runs the prompts as one batch: logits after them, [prompts, 1, vocabulary], and their keys
     and values, in whose columns the prompts stand on the right."""
-    tokens, mask = pad(prompts, input_device(model), side="left")
+    device = input_device(model)
+    tokens, mask = pad([prompt.rest for prompt in prompts], device, side="left")
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     # A cache that knows no sliding windows keeps every column; the mask hides those outside.
+    cache: Any = DynamicCache()
+    before = torch.tensor([prompt.trunk for prompt in prompts], device=device)[:, None]
+    width = max(prompt.trunk for prompt in prompts)
+    if width:
+        shared = [prompt.tokens[: prompt.trunk] for prompt in prompts]
+        distinct = list(dict.fromkeys(shared))
+        trunks.read([trunk for trunk in distinct if trunk], [])
+        owner = torch.tensor([distinct.index(trunk) for trunk in shared], device=device)
+        cache = trunks.past(distinct, owner)
+        columns = torch.arange(width, device=device)
+        mask = torch.cat([(columns >= width - before).to(mask.dtype), mask], dim=1)
     logits, cache = logits_at(
         model,
         lambda states: states[:, -1:],
         input_ids=tokens,
         attention_mask=None if bool(mask.all()) else mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=DynamicCache(),
+        position_ids=before + positions,
+        past_key_values=cache,
         use_cache=True,
     )
-    return logits, [(layer.keys, layer.values) for layer in cache.layers]
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    if width and not bool(mask.all()):
+        layers = _to_the_right(layers, mask, max(len(prompt.tokens) for prompt in prompts))
+    return logits, layers
+
+
+def _to_the_right(layers: Layers, mask: torch.Tensor, columns: int) -> Layers:
+    """Moves what the mask [rows, slots] shows to the last of so many columns, gaps closed."""
+    slots = mask.shape[1]
+    # Slots that are hidden come first, those that are shown keep their order behind them.
+    order = (mask * slots + torch.arange(slots, device=mask.device)).argsort(dim=1)[:, -columns:]
+
+    def moved(states: torch.Tensor) -> torch.Tensor:
+        _, heads, _, size = states.shape
+        index = order.to(states.device)[:, None, :, None].expand(-1, heads, -1, size)
+        return states.gather(2, index)
+
+    return [(moved(keys), moved(values)) for keys, values in layers]
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -173,13 +226,15 @@ def _stack(parts: Sequence[torch.Tensor], columns: int) -> torch.Tensor:
     return stacked
 
 
-def _of_similar_length(prompts: Sequence[Sequence[int]], padding: int) -> list[list[Sequence[int]]]:
-    """The prompts, the longest first, in groups of which none has more than that much padding."""
-    groups: list[list[Sequence[int]]] = []
+def _of_similar_length(prompts: Sequence[Prompt], padding: int, tokens: int) -> list[list[Prompt]]:
+    """The prompts, the longest first, in groups of which none has more than that much padding,
+    nor more than so many tokens with it."""
+    groups: list[list[Prompt]] = []
     padded = 0
     for prompt in prompts:
-        padded += len(groups[-1][0]) - len(prompt) if groups else padding + 1
-        if padded > padding:
+        width = len(groups[-1][0].tokens) if groups else 0
+        padded += width - len(prompt.tokens)
+        if not groups or padded > padding or (len(groups[-1]) + 1) * width > tokens:
             groups.append([])
             padded = 0
         groups[-1].append(prompt)

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from evomerge.errors import CandidateError
-from evomerge.scoring.greedy import Answer, decode, decodes_greedily
+from evomerge.scoring.generator import Answer
+from evomerge.scoring.greedy import decode, decodes_greedily
+from evomerge.scoring.logits import sliding_window
+from evomerge.scoring.rows import Prompt
+from evomerge.scoring.trunks import Trunks
 from tests.families import FAMILIES, VOCABULARY
 
 WINDOW = {"sliding_window": 6}
@@ -82,6 +87,15 @@ def varied_end(answers: Sequence[tuple[int, ...]]) -> frozenset[int]:
     return frozenset({max(range(VOCABULARY), key=lengths)})
 
 
+def unshared(prompts: Sequence[Sequence[int]]) -> list[Prompt]:
+    """Prompts that share nothing."""
+    return [Prompt(tokens=tuple(prompt)) for prompt in prompts]
+
+
+def make_trunks(model: PreTrainedModel) -> Trunks:
+    return Trunks(model, tokens=100, held=1000)
+
+
 def decoded(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -92,8 +106,10 @@ def decoded(
 ) -> list[Answer]:
     return decode(
         model,
-        prompts,
+        unshared(prompts),
+        make_trunks(model),
         slots=slots,
+        tokens=100,
         max_new_tokens=new,
         end_tokens=ends,
         stopped=lambda answers: [False] * len(answers),
@@ -118,6 +134,48 @@ def test_equal_to_generate_whatever_the_slots(name: str) -> None:
         ]
 
 
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "qwen2", "gpt2", "deepseek_v3"])
+def test_equal_to_generate_with_trunks_read_once(name: str) -> None:
+    """Two trunks, and prompts without one; rests of other lengths, one of a single token."""
+    model = make(name)
+    assert sliding_window(model) is None
+    first, second, rest = make_prompts([15, 9, 4])
+    rests = [*make_prompts([7, 1, 4, 6, 2, 5]), rest]
+    prompts = [(*trunk, *rest) for rest in rests for trunk in (first, second)] + MIXED[:3]
+    shared = [Prompt(tokens=tuple(prompt), trunk=0) for prompt in prompts]
+    shared = [
+        replace(prompt, trunk=next((len(t) for t in (first, second) if begins(prompt, t)), 0))
+        for prompt in shared
+    ]
+    assert {prompt.trunk for prompt in shared} == {15, 9, 0}
+    expected = generated(model, prompts, 20)
+    read: list[int] = []
+    handle = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, arguments: read.append(arguments[0].numel())
+    )
+    for slots in (1, 4, 100):
+        read.clear()
+        answers = decode(
+            model,
+            shared,
+            make_trunks(model),
+            slots=slots,
+            tokens=100,
+            max_new_tokens=20,
+            end_tokens=frozenset(),
+            stopped=lambda growing: [False] * len(growing),
+        )
+        assert [answer.tokens for answer in answers] == expected
+        if slots == 1:  # then nothing is padded
+            rests_read = sum(len(prompt.rest) for prompt in shared)
+            assert sum(read) == 15 + 9 + rests_read + 19 * len(prompts)
+    handle.remove()
+
+
+def begins(prompt: Prompt, trunk: Sequence[int]) -> bool:
+    return prompt.tokens[: len(trunk)] == tuple(trunk) and len(prompt.tokens) > len(trunk)
+
+
 def test_a_row_that_ended_reads_no_position_beyond_the_last() -> None:
     """It still takes part where few rows have ended; GPT-2 knows 64 positions."""
     model = make("gpt2")
@@ -127,8 +185,10 @@ def test_a_row_that_ended_reads_no_position_beyond_the_last() -> None:
     assert not short & {expected[place][:5] for place in (0, *range(8, 15))}
     answers = decode(
         model,
-        prompts,
+        unshared(prompts),
+        make_trunks(model),
         slots=8,
+        tokens=1000,
         max_new_tokens=40,
         end_tokens=frozenset(),
         stopped=lambda growing: [tuple(answer) in short for answer in growing],
@@ -167,8 +227,10 @@ def test_an_answer_ends_where_it_is_stopped() -> None:
 
     answers = decode(
         model,
-        MIXED,
+        unshared(MIXED),
+        make_trunks(model),
         slots=4,
+        tokens=1000,
         max_new_tokens=20,
         end_tokens=frozenset(),
         stopped=lambda growing: [stops(tokens) for tokens in growing],
