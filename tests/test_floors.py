@@ -40,7 +40,7 @@ UP = {("describe", "verbs")}
 DOORS = {
     "lm_eval": {
         *("scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"),
-        *("scoring/kept_requests.py", "scoring/task_names.py"),
+        *("scoring/encoding.py", "scoring/kept_requests.py", "scoring/task_names.py"),
     },
     "optuna": {"searching", "verbs.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},

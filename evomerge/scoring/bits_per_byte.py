@@ -99,7 +99,7 @@ class BitsPerByteScoring:
             raise CandidateError(f"task {', '.join(map(repr, documents))}: {error}") from error
         for (task, number), text, log_likelihood in zip(wanted, texts, found, strict=True):
             bits = -log_likelihood / math.log(2) / len(text.encode())
-            values = {METRIC: bits, SMOOTH: log_likelihood / self._model.count_tokens(text)}
+            values = {METRIC: bits, SMOOTH: log_likelihood / self._model.encoder.count(text)}
             self._scores[task].add(number, {name: values[name] for name in self._metrics})
         self._begun += [task for task in documents if task not in self._begun]
         self._seconds += time.perf_counter() - start

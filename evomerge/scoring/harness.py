@@ -116,7 +116,10 @@ class Harness:
         kinds: without "metric", no answer is generated; without "smooth", no reference is read.
         """
         language_model = self.language_models.start(model)
-        if self._kept_tokens is None or self._kept_tokens.memory is not language_model.memory:
+        if (
+            self._kept_tokens is None
+            or self._kept_tokens.memory is not language_model.encoder.memory
+        ):
             self._kept_tokens = self._read_tokens(language_model)
         return HarnessScoring(
             self._tasks, self._smooth, language_model, kinds, kept_tokens=self._kept_tokens
@@ -129,7 +132,7 @@ class Harness:
             ]
             for name, kept_name in self._kept_names.items()
         }
-        return KeptTokens(model.memory, tasks, model.encoding)
+        return KeptTokens(model.encoder.memory, tasks, model.encoder.settings)
 
 
 class HarnessScoring:
@@ -264,12 +267,12 @@ class HarnessScoring:
             pairs = smooth.references(number)
             if pairs:
                 scores = [self._references[pair][0] for pair in pairs]
-                tokens = [model.count_tokens(*pair) for pair in pairs]
+                tokens = [model.encoder.count(*pair) for pair in pairs]
             else:
                 requests = self._tasks[name].documents[number].requests
                 resps = [request.resps[0] for request in requests]
                 scores = [r[0] if isinstance(r, tuple) else r for r in resps]
-                tokens = [model.count_tokens(*request.args) for request in requests]
+                tokens = [model.encoder.count(*request.args) for request in requests]
             values[number] = smooth.value(number, scores, tokens)
         return values
 
