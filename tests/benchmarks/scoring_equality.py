@@ -101,6 +101,58 @@ def equality(
             )
 
 
+def rounding(
+    folder: Path,
+    tasks: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    *,
+    max_length: int,
+    tokens: int | None,
+    batches: Sequence[int],
+) -> Iterator[str]:
+    """A table in Markdown: how the model's log-likelihoods in bfloat16 depend on the batches, and
+    how far they are from those of the same weights in float32."""
+    first, *others = batches
+    yield (
+        "Differences of log-likelihoods in nats, median and largest, in bfloat16. Stock: HFLM with "
+        f"batches of {first}; stock to stock: beside those of {' and of '.join(map(str, others))}; "
+        "exact: stock with the same weights in float32."
+    )
+    yield ""
+    yield (
+        "| task | evomerge to stock | stock to stock | evomerge to exact | stock to exact | "
+        "metrics of evomerge equal stock's | of stock equal stock's |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for task in tasks:
+        model = model.to(torch.bfloat16)
+        ours = Ours(folder, [task], tokenizer, tokens=tokens, max_length=max_length)
+        ours.score(model)
+        own = ours.outcome()
+        stock, *more = [
+            _of_stock(Stock(folder, [task], tokenizer, model, batch=size, max_length=max_length))
+            for size in batches
+        ]
+        model = model.float()
+        exact = _of_stock(
+            Stock(folder, [task], tokenizer, model, batch=first, max_length=max_length)
+        )
+        to_stock = difference(stock, own, task)
+        spread = together([difference(stock, each, task) for each in more])
+        cells = [to_stock, spread, difference(exact, own, task), difference(exact, stock, task)]
+        yield (
+            f"| {task} | {' | '.join(f'{_median(c)}, {_largest(c)}' for c in cells)} | "
+            f"{'yes' if to_stock.metrics_equal else 'no'} | "
+            f"{'yes' if spread.metrics_equal else 'no'} |"
+        )
+
+
+def _of_stock(stock: Stock) -> Outcome:
+    stock.score()
+    return stock.outcome()
+
+
 def _outcomes(
     model: PreTrainedModel,
     folder: Path,

@@ -34,7 +34,7 @@ from transformers import (
 from tests.benchmarks.measuring import CLOCK, hardware, in_turns, seconds
 from tests.benchmarks.scoring_device import DEVICE_HEAD, PROFILE_HEAD, device_row, profile_row
 from tests.benchmarks.scoring_documents import SHOTS, write_answers, write_choices, write_cities
-from tests.benchmarks.scoring_equality import equality
+from tests.benchmarks.scoring_equality import equality, rounding
 from tests.benchmarks.scoring_sides import Ours, Outcome, Stock, difference, quiet
 
 BASE = Path(__file__).parents[2] / "configs" / "quickstart" / "models" / "base"
@@ -192,12 +192,28 @@ def equal(bench: Bench) -> Iterator[str]:
     )
 
 
+def low_precision(bench: Bench) -> Iterator[str]:
+    write_choices(bench.folder, bench.options.documents)
+    kind = bench.model.dtype
+    yield from rounding(
+        bench.folder,
+        [f"choices_{SHOTS}_shots", f"letters_{SHOTS}_shots"],
+        bench.tokenizer,
+        bench.model,
+        max_length=bench.options.max_length,
+        tokens=bench.options.tokens,
+        batches=bench.options.stock_batches,
+    )
+    bench.model.to(kind)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Bench], Iterator[str]]]] = {
     "choices": (f"Multiple choice, {SHOTS} examples", choices),
     "short": ("Short documents, no examples", short),
     "generation": ("Generated answers of mixed lengths", generation),
     "device": ("Beside the bare model", device),
     "profile": ("Where a trial's time goes", profile),
+    "rounding": ("In bfloat16", low_precision),
     "equality": ("Equality with stock lm-eval", equal),
 }
 
