@@ -1,5 +1,6 @@
 """What the verbs found out, in words and tables for a terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,9 @@ def describe_check(found: "Check") -> str:
     if found.seconds_of_merge is not None:
         lines.append(f"         a candidate of the whole model takes {_candidate_seconds(found)}")
     if found.base is not None:
+        given = "as configured" if bench.loaded.config.batch_tokens else "found by a probe"
+        lines.append(f"scoring  {bench.budget.tokens} tokens in a forward pass, {given}")
+        lines += [f"         {remark}" for remark in found.base.remarks]
         lines += [f"answers  {line}" for line in _answers(found.base.answers, "the base, ")]
     if found.seconds_per_trial is not None:
         count = found.forecast()
@@ -123,6 +127,8 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     if seconds := report.median_seconds():
         lines += ["", "median seconds per trial: "]
         lines[-1] += ", ".join(f"{phase} {spent:.3f}" for phase, spent in seconds.items())
+    remarks = Counter(remark for record in report.records for remark in record.remarks)
+    lines += [f"of {count} trials: {remark}" for remark, count in remarks.most_common(5)]
     for record in [record for record in report.records if record.failure][:5]:
         lines.append(f"failed: {record.name}: {record.failure}")
     if report.verdict is not None:

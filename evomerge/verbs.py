@@ -292,6 +292,9 @@ def _run(
         log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
         if doubts := score_warnings(record, base, {}):
             log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
+        if record.remarks:
+            # Where memory ran out, the next start begins with what was enough.
+            study.set_user_attr(BATCH_TOKENS, bench.budget.tokens)
         on_progress(progress, record)
 
     def on_refusal(reason: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from transformers import AutoModelForCausalLM
 from evomerge import Recipe, UserError, export, load_config, merge, score, search
 from evomerge.assemble import evaluator, prepare
 from evomerge.checkpoints.hashes import HashCache
+from evomerge.describe import describe_run
 from evomerge.merging.workspace import Workspace
 from evomerge.report import draw_run, read_run
+from evomerge.scoring import token_model
 from evomerge.scoring.scorecard import SMOOTH
 from evomerge.searching.baselines import baselines
 from evomerge.searching.run_folder import RunFolder
@@ -85,6 +88,29 @@ def test_a_search_runs_to_a_verdict_and_its_export_reloads(small: Small, tmp_pat
     assert len(own) >= 2
     for metric in own:
         assert stock[metric.task][metric.name] == pytest.approx(metric.value, abs=1e-6)
+
+
+def test_a_lack_of_memory_is_recorded_and_the_search_goes_on(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_pass = token_model.run_pass
+
+    def scarce(model: Any, batch: Any, trunks: Any) -> Any:
+        if batch.rows.tokens.numel() > 200:
+            raise torch.OutOfMemoryError("tried to allocate")
+        return run_pass(model, batch, trunks)
+
+    monkeypatch.setattr(token_model, "run_pass", scarce)
+    outcome = search(small("early_stopping: false\nbatch_tokens: 800\n", trials=3))
+    report = read_run(outcome.folder)
+    assert report.counts() == {"complete": 3, "waiting": 9}
+    first = ["800 tokens in a forward pass: 400 from here"]
+    first += ["400 tokens in a forward pass: 200 from here"]
+    assert report.records[0].remarks == tuple(f"out of memory with {text}" for text in first)
+    assert not report.records[1].remarks
+    assert f"of 1 trials: out of memory with {first[0]}" in describe_run(outcome.folder)
+    search(small("early_stopping: false\nbatch_tokens: 800\n", trials=4))
+    assert not any(record.remarks for record in read_run(outcome.folder).records[1:])
 
 
 def test_a_search_with_activations_exports_what_it_scored(small: Small, tmp_path: Path) -> None:

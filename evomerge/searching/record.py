@@ -60,6 +60,8 @@ class TrialRecord:
     seconds: Mapping[str, float]
     """By phase: propose, merge, model (forward passes and decoding), metric (the rest of scoring),
     record."""
+    remarks: tuple[str, ...]
+    """What was not done as usual when it was scored, in words."""
     failure: str | None
     started: datetime | None
     host: str | None
@@ -115,6 +117,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         pruned_because=result.get("because"),
         answers=answers_from_json(result.get("answers", {})),
         seconds=result.get("seconds", {}),
+        remarks=tuple(result.get("remarks", ())),
         failure=result.get("failure"),
         started=datetime.fromisoformat(worker["started"]) if worker else None,
         host=worker.get("host"),
