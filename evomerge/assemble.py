@@ -19,11 +19,12 @@ from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.config import LoadedConfig
+from evomerge.devices import choose_device, free_bytes
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.calibration import calibrate, calibrated_sources, check_text
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
-from evomerge.merging.placement import MemoryPlan, choose_device, free_bytes, spread_memory
+from evomerge.merging.placement import MemoryPlan, spread_memory
 from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods import METHODS

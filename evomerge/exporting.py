@@ -11,11 +11,11 @@ from typing import Any
 from evomerge.checkpoints.source import read_json
 from evomerge.checkpoints.tokenizer import copy_tokenizer
 from evomerge.checkpoints.writer import Spec, new_folder, write_weights
+from evomerge.devices import choose_device
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
 from evomerge.merging.calibration import calibrate, text_hash
 from evomerge.merging.models import Models, check_hashes, open_models
-from evomerge.merging.placement import choose_device
 from evomerge.merging.plan import merged_tensors, plan_merge
 from evomerge.methods.compiled import choose_pass
 from evomerge.model_card import SAMPLES, model_card

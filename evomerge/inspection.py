@@ -15,10 +15,10 @@ from evomerge.checkpoints.adapter import Adapter, is_adapter
 from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import Vocabularies, read_vocabularies
+from evomerge.devices import choose_device
 from evomerge.errors import UserError
 from evomerge.files import write_text
 from evomerge.merging.models import Models, differences, open_models
-from evomerge.merging.placement import choose_device
 from evomerge.methods.products import gram_of_deltas
 from evomerge.methods.spectrum import effective_rank
 from evomerge.methods.statistics import inner_products

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from evomerge.devices import choose_device, free_bytes
 from evomerge.merging.models import open_models
-from evomerge.merging.placement import choose_device, free_bytes
 from evomerge.recipe import BASE, Model, Recipe
 
 _TEMPLATE = """\

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "evomerge"
 
 FLOORS = [
-    {"errors", "seeding", "files", "typed_yaml", "environment"},
+    {"errors", "seeding", "files", "typed_yaml", "environment", "devices"},
     {"methods", "architectures", "recipe"},
     {"checkpoints"},
     {"merging"},

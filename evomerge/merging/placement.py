@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import psutil
 import torch
+
+from evomerge.devices import free_bytes
 
 _RESERVE = 0.8  # of free memory; the rest is for activations, key/value caches and fragments
 _GIB = 2**30
@@ -88,21 +89,3 @@ def spread_memory() -> dict[str | int, int]:
         for n in range(torch.cuda.device_count())
     }
     return {**memory, "cpu": int(_RESERVE * free_bytes(torch.device("cpu")))}
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`: the first CUDA device, or the CPU where there is none. `spread` likewise: inputs go
-    to the first device of a model that is spread over all."""
-    if name in ("auto", "spread"):
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def free_bytes(device: torch.device, *, spread: bool = False) -> int:
-    """Memory that can still be taken on a device (CPU: without swapping, files that are only cached
-    make room), or on all GPUs."""
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if spread else 1
-        devices = [torch.device("cuda", n) for n in range(count)] if spread else [device]
-        return sum(torch.cuda.mem_get_info(each)[0] for each in devices)
-    return int(psutil.virtual_memory().available)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from evomerge.merging.placement import free_bytes
+from evomerge.devices import free_bytes
 from evomerge.scoring.likelihood import Limits
 from evomerge.scoring.logits import input_device, logits_at
 
