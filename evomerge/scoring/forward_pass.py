@@ -13,7 +13,8 @@ from evomerge.scoring.logits import logits_at, not_a_number, pad
 from evomerge.scoring.prefixes import Tokens
 from evomerge.scoring.trunks import Trunks
 
-_LOGITS_AT_ONCE = 2**25  # converted to float32 together: 128 MiB
+_LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
+"""Converted to float32 together: on a CPU 2 MiB, which its caches hold; elsewhere 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -184,6 +185,12 @@ def _positions(
 
 def _normalise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Per row of [n, vocabulary]: float32 log of the sum of exponentials, and the best token."""
-    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
-    parts = [(part.float().logsumexp(-1), part.argmax(-1)) for part in torch.split(logits, rows)]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    most = _LOGITS_AT_ONCE.get(logits.device.type, _LOGITS_AT_ONCE["cuda"])
+    normalisers, tokens = [], []
+    for part in torch.split(logits, max(1, most // logits.shape[-1])):
+        part = part.float()
+        best = part.max(-1)
+        rest = (part - best.values[:, None]).exp_().sum(-1)
+        normalisers.append(best.values + rest.log_())
+        tokens.append(best.indices)
+    return torch.cat(normalisers), torch.cat(tokens)
