@@ -20,7 +20,9 @@ from evomerge.verbs import check
 
 Small = Callable[..., Path]
 TASKS = Path(__file__).parent.parent / "configs" / "quickstart" / "tasks"
-STOPPING = "sampler: random\nearly_stopping: {minimum: 10, blocks: 4, level: 0.2}\n"
+STOPPING = (
+    "sampler: random\nobjective: metric\nearly_stopping: {minimum: 10, blocks: 4, level: 0.2}\n"
+)
 
 
 def with_more_documents(config: Path) -> Path:

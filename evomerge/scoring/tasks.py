@@ -5,6 +5,7 @@ What comes from lm-eval (its tasks and instances) is handed in; this file only a
 
 import json
 import random
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,14 @@ class FoundScores:
 
     def metrics(self, standard_error: StandardError) -> list[Metric]:
         """The task's metrics over all documents so far; CandidateError where one is NaN."""
+        with warnings.catch_warnings():
+            # A part of the documents may hold one label alone, of which sklearn's metrics warn.
+            warnings.simplefilter("ignore", UserWarning)
+            metrics = self._own_metrics(standard_error)
+        known = [value for value in self._smooth.values() if value == value]
+        return [*metrics, *([mean_metric(self._prepared.name, SMOOTH, known)] if known else [])]
+
+    def _own_metrics(self, standard_error: StandardError) -> list[Metric]:
         metrics = []
         for (name, filter_name), by_document in self._raw.items():
             aggregation = self._aggregation(name)
@@ -169,8 +178,7 @@ class FoundScores:
                     higher_is_better=bool(self._prepared.tasks[0].higher_is_better()[name]),
                 )
             )
-        known = [value for value in self._smooth.values() if value == value]
-        return [*metrics, *([mean_metric(self._prepared.name, SMOOTH, known)] if known else [])]
+        return metrics
 
     def _aggregation(self, name: str) -> Callable[[Sequence[Any]], float] | None:
         """None for what is not reported."""

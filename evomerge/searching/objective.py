@@ -9,7 +9,7 @@ from evomerge.scoring.scorecard import SMOOTH, Metric, Scorecard
 from evomerge.scoring.scorer import KINDS, Kind
 
 GoalKind = Literal["metric", "smooth", "both"]
-DEFAULT_GOAL: GoalKind = "metric"
+DEFAULT_GOAL: GoalKind = "both"
 Unit = Literal["points", "nats"]
 """Points: percent of the tasks' own metrics. Nats: of a log-probability."""
 
