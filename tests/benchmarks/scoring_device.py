@@ -137,26 +137,36 @@ DEVICE_HEAD = [
 
 
 def profile_row(
-    name: str, score: Callable[[], None], model: PreTrainedModel, documents: int, repeats: int
+    name: str,
+    score: Callable[[], None],
+    passes: Callable[[], float],
+    model: PreTrainedModel,
+    documents: int,
+    repeats: int,
 ) -> str:
-    """One row of the table whose head is `PROFILE_HEAD`."""
+    """One row of the table whose head is `PROFILE_HEAD`.
+
+    passes: seconds of wall clock in the passes of the last trial: forward, copies of keys and
+    values, and the softmax over the vocabulary, which stock lm-eval computes outside its model too.
+    """
     first = seconds(score, model.device)
-    whole, inside, passes = [], [], 0
+    whole, inside, around, calls = [], [], [], 0
     for _ in range(repeats):
         with watched_seconds(model) as watched:
             whole.append(seconds(score, model.device))
         inside.append(watched.seconds)
-        passes = watched.passes
-    outside = statistics.median(a - b for a, b in zip(whole, inside, strict=True))
-    total = statistics.median(whole)
+        around.append(passes() - watched.seconds)
+        calls = watched.passes
+    rest = [w - i - a for w, i, a in zip(whole, inside, around, strict=True)]
+    total, forward, logits, outside = map(statistics.median, (whole, inside, around, rest))
     return (
-        f"| {name} | {documents} | {first:.2f} | {total:.2f} | {statistics.median(inside):.2f} | "
-        f"{outside:.3f} | {outside / total:.1%} | {1e3 * outside / documents:.2f} | {passes} |"
+        f"| {name} | {documents} | {first:.2f} | {total:.2f} | {forward:.2f} | {logits:.3f} | "
+        f"{outside:.3f} | {outside / total:.1%} | {1e3 * outside / documents:.2f} | {calls} |"
     )
 
 
 PROFILE_HEAD = [
-    "| task | documents | first trial, s | trial, s | in the model, s | outside, s | share outside "
-    "| outside, ms per document | calls of the model |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| task | documents | first trial, s | trial, s | forward, s | caches and softmax, "
+    "s | outside, s | share outside | outside, ms per document | calls of the model |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 ]

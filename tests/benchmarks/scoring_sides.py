@@ -45,6 +45,11 @@ class Ours:
     def score(self, model: PreTrainedModel) -> None:
         self._card = score_blocks(self._harness, model, [self._documents], kinds={"metric"})
 
+    @property
+    def model_seconds(self) -> float:
+        """Of the last call of `score`, in passes and decoding."""
+        return self._card.seconds["model"]
+
     def outcome(self) -> "Outcome":
         """Of the last call of `score`. Answers to single requests are not part of the interface."""
         return Outcome(
