@@ -2,7 +2,7 @@
 
 import fcntl
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -245,6 +245,25 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
         )
     axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
     axes.legend(loc="lower right")
+    if unit == "nats":
+        _cut_off_the_hopeless(axes, scored, pruned)
+
+
+def _cut_off_the_hopeless(
+    axes: Any, scored: Sequence[TrialRecord], pruned: Sequence[TrialRecord]
+) -> None:
+    """Log-probabilities have no floor: a few bad merges would flatten all others into a line."""
+    known = [
+        record.value if record.value is not None else record.estimate
+        for record in (*scored, *pruned)
+    ]
+    values = sorted(value for value in known if value is not None)
+    best, middle = values[-1], values[len(values) // 2]
+    bottom = best - 4 * (best - middle)
+    below = sum(value < bottom for value in values)
+    if below and bottom < best:
+        axes.set_ylim(bottom, best + (best - bottom) / 10)
+        axes.text(0.01, 0.03, f"{below} below", transform=axes.transAxes)
 
 
 def _draw_weights(figure: Figure, axes: Any, report: RunReport) -> None:
