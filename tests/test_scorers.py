@@ -87,6 +87,8 @@ def test_a_mixed_search_runs_to_a_verdict_and_its_export_scores_the_same(
         )
     )
     assert record.value == pytest.approx(gained)
+    assert record.answers.keys() == {"past"}
+    assert report.holdout_answers[record.number].keys() == {"past"}
 
     folder = export(outcome.folder, tmp_path / "winner")
     card = score(folder, load_config(config, allow_code=True))

@@ -133,6 +133,20 @@ def test_both_climbs_the_smooth_metrics_and_chooses_by_the_tasks_own(small: Smal
     assert "search nats" in status
 
 
+def test_multiple_choice_has_its_points_from_the_passes_of_the_smooth_metric(
+    small: Small,
+) -> None:
+    config = small("objective: both\nsampler: random\n", trials=16)
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith("  past: {f")))
+    report = read_run(search(config).folder)
+    assert list(report.goal.points.targets) == ["capital"]
+    own = [r for r in report.records if r.baseline is None and r.state == "complete"]
+    assert own
+    assert all(record.documents == {"smooth": 8} for record in own if record.documents)
+    assert None not in [report.points(record) for record in own]
+
+
 def test_smooth_trials_generate_no_answers_and_are_told_in_nats(small: Small) -> None:
     lines: list[str] = []
     outcome = search(

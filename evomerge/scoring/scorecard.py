@@ -71,9 +71,9 @@ class Scorecard:
 
 
 def joined(first: Scorecard, second: Scorecard) -> Scorecard:
-    """Two kinds of scores of one candidate on the same documents; the first's where both have it.
+    """Scores of one candidate, of several tasks or kinds; the first's where both have them.
 
-    Raises ValueError where the documents differ.
+    Raises ValueError where both scored a task, but on different documents.
     """
     known = {(metric.task, metric.name) for metric in first.metrics}
     further = [m for m in second.metrics if (m.task, m.name) not in known]

@@ -1,13 +1,14 @@
 """Several scorers as one: each task goes to the scorer that knows it."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from functools import reduce
 
 from torch import nn
 
 from evomerge.errors import UserError, did_you_mean
-from evomerge.scoring.scorecard import DocumentScores, Scorecard
+from evomerge.scoring.scorecard import DocumentScores, Scorecard, joined
 from evomerge.scoring.scorer import KINDS, Documents, Kind, Scorer, Scoring
 
 
@@ -68,18 +69,10 @@ class ScoringOfSeveral:
 
     def scorecard(self) -> Scorecard:
         """The scores of all documents so far; seconds are the sums over the parts."""
-        cards = [part.scorecard() for part in self._parts]
+        card = reduce(joined, (part.scorecard() for part in self._parts))
         order = {task: place for place, task in enumerate(self._scoring_of)}
-        per_document = {task: s for card in cards for task, s in card.per_document.items()}
-        seconds: dict[str, float] = defaultdict(float)
-        for card in cards:
-            for phase, spent in card.seconds.items():
-                seconds[phase] += spent
-        return Scorecard(
-            metrics=tuple(
-                sorted((m for card in cards for m in card.metrics), key=lambda m: order[m.task])
-            ),
-            per_document={task: per_document[task] for task in order if task in per_document},
-            seconds=dict(seconds),
-            remarks=tuple(dict.fromkeys(remark for card in cards for remark in card.remarks)),
+        return replace(
+            card,
+            metrics=tuple(sorted(card.metrics, key=lambda metric: order[metric.task])),
+            per_document={t: card.per_document[t] for t in order if t in card.per_document},
         )

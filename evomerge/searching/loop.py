@@ -204,8 +204,13 @@ class Loop:
         return scorecard, documents
 
     def _is_new_best(self, scorecard: Scorecard, baseline: bool, race: Race | None) -> bool:
-        """Whether the points, so far unknown, are to be shown as those of the best trial."""
+        """Whether the points, so far unknown, are to be shown as those of the best trial.
+
+        Multiple choice has its own metric from the same passes as the smooth one.
+        """
         if self.goal.kind != "both" or baseline or (race is not None and race.stop is not None):
+            return False
+        if self.goal.points.value_of(scorecard.metrics) is not None:
             return False
         best = best_complete(self.study)
         value = self.goal.climbed.value(self.goal.climbed.metrics(scorecard))
