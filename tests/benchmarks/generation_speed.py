@@ -105,12 +105,14 @@ def contenders(work: Work, model: Any, tokenizer: Any) -> list[Contender]:
         "do_sample": False,
         "max_gen_toks": work.max_new_tokens,
     }
+    prompts = [tokenizer(text)["input_ids"] for text in work.texts]
+    longest = max(map(len, prompts)) + work.max_new_tokens
     found = []
     for size in SIZES:
         stock = HFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=size, softmax_dtype="float32"
         )
-        own = LanguageModel(model, tokenizer, budget=_budget(size))
+        own = LanguageModel(model, tokenizer, budget=_budget(size, longest))
 
         def stock_answers(stock: HFLM = stock) -> list[str]:
             requests = [
@@ -120,14 +122,13 @@ def contenders(work: Work, model: Any, tokenizer: Any) -> list[Contender]:
             return stock.generate_until(requests, disable_tqdm=True)
 
         def own_answers(own: LanguageModel = own) -> list[str]:
-            return own.generate([(text, settings) for text in work.texts])
+            own.weights_changed()  # as for another candidate: what is shared is read again
+            return [answer.text for answer in own.generate([(t, settings) for t in work.texts])]
 
         found += [
             Contender(name="lm-eval hf", size=size, answer=stock_answers),
             Contender(name="evomerge", size=size, answer=own_answers),
         ]
-    prompts = [tokenizer(text)["input_ids"] for text in work.texts]
-    longest = max(map(len, prompts)) + work.max_new_tokens
     for size in SIZES:
         found.append(
             Contender(
@@ -141,9 +142,9 @@ def contenders(work: Work, model: Any, tokenizer: Any) -> list[Contender]:
     return found
 
 
-def _budget(slots: int) -> BatchBudget:
-    """The smallest budget that gives so many slots."""
-    tokens = next(n for n in range(1, 2**20) if BatchBudget(n).texts == slots)
+def _budget(slots: int, longest: int) -> BatchBudget:
+    """The smallest budget that gives so many places for sequences of so many tokens."""
+    tokens = next(n for n in range(1, 2**20) if BatchBudget(n).slots(longest) == slots)
     return BatchBudget(tokens)
 
 
