@@ -231,14 +231,13 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
 def identity(bench: Bench) -> dict[str, Any]:
     """The facts that make scores of one study comparable; equal ones may go on with it."""
     config = bench.loaded.config
+    texts = {task: bench.scorer.documents(task) for task in bench.splits}
     documents = {
         task: {
-            "count": len(bench.scorer.documents(task)),
-            "sha256": hashlib.sha256("\n".join(bench.scorer.documents(task)).encode()).hexdigest()[
-                :16
-            ],
+            "count": len(own),
+            "sha256": hashlib.sha256("\n".join(own).encode()).hexdigest()[:16],
         }
-        for task in bench.splits
+        for task, own in texts.items()
     }
     facts = {
         "models": {

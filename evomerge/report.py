@@ -4,6 +4,7 @@ import fcntl
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -161,7 +162,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
     attributes = study.user_attrs
     goal = read_goal(attributes)
     holdout = {}
-    for number, rows in holdout_metrics(study).items():
+    for number, rows in holdout_metrics(attributes).items():
         if (metrics := goal.points.found(from_json(rows))) is not None:
             holdout[number] = metrics
     return RunReport(
@@ -195,50 +196,33 @@ def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> No
 def _draw_scores(axes: Any, report: RunReport) -> None:
     unit = report.goal.climbed.unit
     factor = 100 if unit == "points" else 1
+
+    def height(record: TrialRecord) -> float:
+        value = record.estimate if record.value is None else record.value
+        return factor * (value or 0.0)
+
+    def dots(records: Sequence[TrialRecord], label: str, **style: Any) -> None:
+        if records:
+            numbers = [record.number for record in records]
+            axes.scatter(numbers, list(map(height, records)), label=label, **{"s": 14, **style})
+
     scored = [record for record in report.records if record.value is not None]
     pruned = [record for record in report.records if record.estimate is not None]
-    own = [record for record in scored if record.baseline is None]
     plain = [record for record in scored if record.baseline is not None]
-    for records, colour, label in ((own, "tab:blue", "trial"), (plain, "tab:orange", "baseline")):
-        axes.scatter(
-            [record.number for record in records],
-            [factor * (record.value or 0.0) for record in records],
-            s=14,
-            color=colour,
-            label=label,
-        )
-    if pruned:
-        axes.scatter(
-            [record.number for record in pruned],
-            [factor * (record.estimate or 0.0) for record in pruned],
-            s=14,
-            marker="x",
-            linewidth=0.8,
-            color="tab:gray",
-            label="pruned, estimate",
-        )
+    dots([record for record in scored if record.baseline is None], "trial", color="tab:blue")
+    dots(plain, "baseline", color="tab:orange")
+    dots(pruned, "pruned, estimate", marker="x", linewidth=0.8, color="tab:gray")
     doubted = [record for record in scored if report.warnings(record)]
-    if doubted:
-        axes.scatter(
-            [record.number for record in doubted],
-            [factor * (record.value or 0.0) for record in doubted],
-            s=18,
-            color="tab:red",
-            marker="+",
-            label="in doubt (evomerge status says why)",
-        )
-    best, steps = float("-inf"), []
-    for record in scored:
-        best = max(best, factor * (record.value or 0.0))
-        steps.append((record.number, best))
-    axes.step(*zip(*steps, strict=True), where="post", color="tab:green", label="best so far")
+    dots(doubted, "in doubt (evomerge status says why)", s=18, marker="+", color="tab:red")
+    best = list(accumulate(map(height, scored), max))
+    numbers = [record.number for record in scored]
+    axes.step(numbers, best, where="post", color="tab:green", label="best so far")
     if plain:
-        top = max(plain, key=lambda record: record.value or 0.0)
-        height = factor * (top.value or 0.0)
-        axes.axhline(height, color="tab:orange", linestyle=":")
+        top = max(plain, key=height)
+        axes.axhline(height(top), color="tab:orange", linestyle=":")
         axes.annotate(
             f"best baseline: {top.name}",
-            (0.99, height),
+            (0.99, height(top)),
             xycoords=("axes fraction", "data"),
             ha="right",
             va="bottom",
@@ -246,21 +230,15 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
     axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
     axes.legend(loc="lower right")
     if unit == "nats":
-        _cut_off_the_hopeless(axes, scored, pruned)
+        _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned)])
 
 
-def _cut_off_the_hopeless(
-    axes: Any, scored: Sequence[TrialRecord], pruned: Sequence[TrialRecord]
-) -> None:
+def _cut_off_the_hopeless(axes: Any, values: Sequence[float]) -> None:
     """Log-probabilities have no floor: a few bad merges would flatten all others into a line."""
-    known = [
-        record.value if record.value is not None else record.estimate
-        for record in (*scored, *pruned)
-    ]
-    values = sorted(value for value in known if value is not None)
-    best, middle = values[-1], values[len(values) // 2]
+    ordered = sorted(values)
+    best, middle = ordered[-1], ordered[len(ordered) // 2]
     bottom = best - 4 * (best - middle)
-    below = sum(value < bottom for value in values)
+    below = sum(value < bottom for value in ordered)
     if below and bottom < best:
         axes.set_ylim(bottom, best + (best - bottom) / 10)
         axes.text(0.01, 0.03, f"{below} below", transform=axes.transAxes)

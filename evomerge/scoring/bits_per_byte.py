@@ -21,9 +21,9 @@ from pathlib import Path
 
 from torch import nn
 
-from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.language_model import LanguageModel
-from evomerge.scoring.means import MeanScores
+from evomerge.scoring.means import MeanScores, refuse_unknown
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 from evomerge.scoring.sharing import LanguageModels
@@ -88,9 +88,7 @@ class BitsPerByteScoring:
         UserError for an unknown task or document, or one that was scored before.
         """
         start, before = time.perf_counter(), self._model.seconds
-        for name in documents:
-            if name not in self._texts:
-                raise UserError(f"task {name!r} is unknown; {did_you_mean(name, self._texts)}")
+        refuse_unknown(documents, self._texts)
         wanted = [(t, n) for t, own in documents.items() for n in self._scores[t].wanted(own)]
         texts = [self._texts[task][number] for task, number in wanted]
         try:

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.answers import Generated, examine
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.extraction import Extraction
@@ -25,11 +25,11 @@ from evomerge.scoring.generator import Generator
 from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
-from evomerge.scoring.means import known_numbers
+from evomerge.scoring.means import known_numbers, refuse_unknown
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 from evomerge.scoring.sharing import LanguageModels
-from evomerge.scoring.smooth import SmoothScores
+from evomerge.scoring.smooth import SmoothScores, TextPair
 from evomerge.scoring.task_names import built_in_tasks
 from evomerge.scoring.tasks import (
     FoundScores,
@@ -38,6 +38,9 @@ from evomerge.scoring.tasks import (
     prepare_task,
     reset_answers,
 )
+
+References = dict[TextPair, tuple[float, bool]]
+"""Context and continuation -> log-probability in nats, and whether greedy decoding says it."""
 
 
 class Harness:
@@ -74,6 +77,7 @@ class Harness:
         managers: dict[Path | None, TaskManager] = {}
         self._tasks: dict[str, PreparedTask] = {}
         self._smooth: dict[str, SmoothScores] = {}
+        self._extractions: dict[str, Extraction] = {}
         for request in requests:
             if request.folder not in managers:
                 managers[request.folder] = _task_manager(request.folder, allow_code)
@@ -85,6 +89,7 @@ class Harness:
                 allow_code=allow_code,
             )
             self._tasks[request.name] = prepare_task(request, tasks)
+            self._extractions[request.name] = Extraction(self._tasks[request.name])
             if kept_name is not None:
                 self._kept_names[request.name] = kept_name
             self._smooth[request.name] = SmoothScores(
@@ -122,7 +127,12 @@ class Harness:
         ):
             self._kept_tokens = self._read_tokens(language_model)
         return HarnessScoring(
-            self._tasks, self._smooth, language_model, kinds, kept_tokens=self._kept_tokens
+            self._tasks,
+            self._smooth,
+            self._extractions,
+            language_model,
+            kinds,
+            kept_tokens=self._kept_tokens,
         )
 
     def _read_tokens(self, model: LanguageModel) -> KeptTokens:
@@ -142,6 +152,7 @@ class HarnessScoring:
         self,
         tasks: Mapping[str, PreparedTask],
         smooth: Mapping[str, SmoothScores],
+        extractions: Mapping[str, Extraction],
         model: LanguageModel,
         kinds: AbstractSet[Kind],
         *,
@@ -153,7 +164,8 @@ class HarnessScoring:
         self._model = model
         self._kinds = kinds
         self._found: dict[str, FoundScores] = {}
-        self._extractions = {name: Extraction(task) for name, task in tasks.items()}
+        self._per_document: dict[str, DocumentScores] = {}
+        self._extractions = extractions
         self._generated: dict[str, list[Generated]] = defaultdict(list)
         self._extracted: dict[str, list[bool]] = defaultdict(list)
         self._seconds = 0.0
@@ -166,9 +178,7 @@ class HarnessScoring:
         runs out; UserError for an unknown task or document, or one that was scored before.
         """
         start, before = time.perf_counter(), self._model.seconds
-        for name in documents:
-            if name not in self._tasks:
-                raise UserError(f"task {name!r} is unknown; " + did_you_mean(name, self._tasks))
+        refuse_unknown(documents, self._tasks)
         ordered = {
             name: known_numbers(name, len(self._tasks[name].documents), numbers)
             for name, numbers in documents.items()
@@ -176,15 +186,15 @@ class HarnessScoring:
         for name, numbers in ordered.items():
             self._found.setdefault(name, FoundScores(self._tasks[name])).refuse(numbers)
         try:
-            self._answer(ordered)
+            references = self._answer(ordered)
             for name, numbers in ordered.items():
                 self._found[name].add(numbers, metric=self._metric_wanted(name))
                 if self._metric_wanted(name):
                     own = [self._tasks[name].documents[number] for number in numbers]
                     self._extracted[name] += self._extractions[name].found(own)
                 if "smooth" in self._kinds and self._smooth[name].available:
-                    self._found[name].add_smooth(self._smooth_values(name, numbers))
-            found = {name: scores.per_document() for name, scores in self._found.items()}
+                    self._found[name].add_smooth(self._smooth_values(name, numbers, references))
+                self._per_document[name] = self._found[name].per_document()
         except (CandidateError, UserError) as error:
             names = ", ".join(map(repr, documents))
             noun = "task" if len(documents) == 1 else "tasks"
@@ -193,17 +203,16 @@ class HarnessScoring:
             self._kept_tokens.keep()
         self._seconds += time.perf_counter() - start
         self._in_model += self._model.seconds - before
-        return found
+        return dict(self._per_document)
 
     def scorecard(self) -> Scorecard:
         """The scores of all documents so far."""
         start = time.perf_counter()
         metrics = [m for scores in self._found.values() for m in scores.metrics(stderr_for_metric)]
-        per_document = {name: scores.per_document() for name, scores in self._found.items()}
         total, model = self._seconds + time.perf_counter() - start, self._in_model
         return Scorecard(
             metrics=tuple(metrics),
-            per_document=per_document,
+            per_document=dict(self._per_document),
             answers={n: examine(own, self._extracted[n]) for n, own in self._generated.items()},
             seconds={"model": model, "metric": total - model},
             remarks=self._model.remarks,
@@ -216,8 +225,9 @@ class HarnessScoring:
         documents = self._tasks[name].documents
         return bool(documents[0].requests[0].request_type != "generate_until")
 
-    def _answer(self, documents: Mapping[str, Sequence[int]]) -> None:
-        """Has the model answer all requests of the documents; the answers stay in the requests."""
+    def _answer(self, documents: Mapping[str, Sequence[int]]) -> References:
+        """Has the model answer all requests of the documents; the answers stay in the requests,
+        those to references are returned."""
         asked: dict[str, list[Any]] = {"generate_until": [], "loglikelihood_rolling": []}
         asked["loglikelihood"] = []
         for name, numbers in documents.items():
@@ -235,7 +245,6 @@ class HarnessScoring:
             for name, numbers in documents.items():
                 pairs += [pair for n in numbers for pair in self._smooth[name].references(n)]
         found = self._model.log_likelihoods(pairs)
-        self._references = dict(zip(pairs[count:], found[count:], strict=True))
         texts = [request.args[0] for request in asked["loglikelihood_rolling"]]
         prompts = [request.args for request in asked["generate_until"]]
         generated = self._model.generate(prompts)
@@ -248,6 +257,7 @@ class HarnessScoring:
         for kind, own_answers in answers:
             for request, answer in zip(asked[kind], own_answers, strict=True):
                 request.resps.append(answer)
+        return dict(zip(pairs[count:], found[count:], strict=True))
 
     def _keep_generated(
         self, documents: Mapping[str, Sequence[int]], generated: Iterable[tuple[Any, Generated]]
@@ -261,12 +271,14 @@ class HarnessScoring:
         for request, answer in generated:
             self._generated[owners[id(request)]].append(answer)
 
-    def _smooth_values(self, name: str, numbers: Sequence[int]) -> dict[int, float]:
+    def _smooth_values(
+        self, name: str, numbers: Sequence[int], references: References
+    ) -> dict[int, float]:
         smooth, model, values = self._smooth[name], self._model, {}
         for number in numbers:
             pairs = smooth.references(number)
             if pairs:
-                scores = [self._references[pair][0] for pair in pairs]
+                scores = [references[pair][0] for pair in pairs]
                 tokens = [model.encoder.count(*pair) for pair in pairs]
             else:
                 requests = self._tasks[name].documents[number].requests

@@ -47,12 +47,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
-def check_finite(values: torch.Tensor) -> None:
-    """Raises CandidateError where a value is NaN."""
-    if bool(values.isnan().any()):
-        raise not_a_number()
-
-
 def not_a_number() -> CandidateError:
     """What is raised for logits that are NaN."""
     return CandidateError(

@@ -1,10 +1,10 @@
 """Scores that are means over documents: the numbers of one task, as they are found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
 
-from evomerge.errors import UserError
+from evomerge.errors import UserError, did_you_mean
 from evomerge.scoring.scorecard import DocumentScores, Metric
 
 
@@ -34,6 +34,13 @@ def known_numbers(task: str, count: int, numbers: Sequence[int]) -> list[int]:
             f"expected some of 0 to {count - 1}; has its data changed?"
         )
     return ordered
+
+
+def refuse_unknown(tasks: Iterable[str], known: Collection[str]) -> None:
+    """Raises UserError for a task that the scorer does not know."""
+    for task in tasks:
+        if task not in known:
+            raise UserError(f"task {task!r} is unknown; {did_you_mean(task, known)}")
 
 
 def refuse_scored(task: str, numbers: Sequence[int], scored: Sequence[int]) -> None:

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
-from evomerge.scoring.means import MeanScores
+from evomerge.scoring.means import MeanScores, refuse_unknown
 from evomerge.scoring.scorecard import DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 
@@ -106,9 +106,8 @@ class FunctionScoring:
         one that was scored before.
         """
         start = time.perf_counter()
+        refuse_unknown(documents, self._tasks)
         for name, numbers in documents.items():
-            if name not in self._tasks:
-                raise UserError(f"task {name!r} is unknown; {did_you_mean(name, self._tasks)}")
             task = self._tasks[name]
             if name not in self._scores:
                 metrics = {task.metric: task.higher_is_better} if self._call else {}

@@ -13,7 +13,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from evomerge.scoring.logits import check_finite, input_device, logits_at, pad
+from evomerge.scoring.logits import input_device, logits_at, not_a_number, pad
 from evomerge.scoring.prefixes import Tokens
 from evomerge.scoring.trunks import Trunks
 
@@ -132,17 +132,18 @@ def read_prompts(
         cache = trunks.past(distinct, owner)
         columns = torch.arange(width, device=device)
         mask = torch.cat([(columns >= width - before).to(mask.dtype), mask], dim=1)
+    padded = not bool(mask.all())
     logits, cache = logits_at(
         model,
         lambda states: states[:, -1:],
         input_ids=tokens,
-        attention_mask=None if bool(mask.all()) else mask,
+        attention_mask=mask if padded else None,
         position_ids=before + positions,
         past_key_values=cache,
         use_cache=True,
     )
     layers = [(layer.keys, layer.values) for layer in cache.layers]
-    if width and not bool(mask.all()):
+    if width and padded:
         layers = _to_the_right(layers, mask, max(len(prompt.tokens) for prompt in prompts))
     return logits, layers
 
@@ -255,5 +256,5 @@ def _most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     # One copy from the device tells both.
     tokens = torch.where(best.values.isnan(), -1, best.indices).tolist()
     if -1 in tokens:
-        check_finite(best.values)
+        raise not_a_number()
     return best.indices, tokens

@@ -7,7 +7,7 @@ from functools import reduce
 
 from torch import nn
 
-from evomerge.errors import UserError, did_you_mean
+from evomerge.scoring.means import refuse_unknown
 from evomerge.scoring.scorecard import DocumentScores, Scorecard, joined
 from evomerge.scoring.scorer import KINDS, Documents, Kind, Scorer, Scoring
 
@@ -58,9 +58,7 @@ class ScoringOfSeveral:
 
         Raises what the parts raise, and UserError for an unknown task.
         """
-        for name in documents:
-            if name not in self._scoring_of:
-                raise UserError(f"task {name!r} is unknown; {did_you_mean(name, self._scoring_of)}")
+        refuse_unknown(documents, self._scoring_of)
         for part in self._parts:
             own = {n: numbers for n, numbers in documents.items() if self._scoring_of[n] is part}
             if own:

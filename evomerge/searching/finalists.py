@@ -10,7 +10,6 @@ import optuna
 from evomerge.errors import CandidateError
 from evomerge.scoring.answers import Answers, answers_from_json, answers_to_json, warnings
 from evomerge.scoring.scorecard import (
-    Metric,
     count_documents,
     from_json,
     joined_documents,
@@ -116,7 +115,7 @@ def score_points(
 def to_score(study: optuna.Study, count: int, goal: Goal) -> list[TrialRecord]:
     """The best `count` trials and every baseline, as far as the holdout has not seen them."""
     records = read_trials(study)
-    seen = holdout_metrics(study)
+    seen = holdout_metrics(study.user_attrs)
     baselines = [r for r in records if r.baseline is not None and r.value is not None]
     wanted = {r.number: r for r in (*rank(records, goal)[:count], *baselines)}
     return [record for record in wanted.values() if record.number not in seen]
@@ -139,23 +138,27 @@ def score_holdout(
     study.set_user_attr(f"{HOLDOUT}:{record.number}", found)
 
 
-def holdout_metrics(study: optuna.Study) -> dict[int, list[dict[str, Any]]]:
-    """Trial number -> its metrics on the holdout (empty: it failed there)."""
-    prefix = f"{HOLDOUT}:"
-    return {
-        int(key.removeprefix(prefix)): value.get("metrics", [])
-        for key, value in study.user_attrs.items()
-        if key.startswith(prefix)
-    }
+def holdout_metrics(attributes: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """Trial number -> its metrics on the holdout (empty: it failed there), of a study's
+    attributes."""
+    return {number: value.get("metrics", []) for number, value in _held(attributes).items()}
 
 
 def holdout_answers(attributes: Mapping[str, Any]) -> dict[int, Answers]:
     """Trial number -> task -> how its answers to the holdout ended, of a study's attributes."""
+    return {
+        number: answers_from_json(value.get("answers", {}))
+        for number, value in _held(attributes).items()
+        if value.get("metrics")
+    }
+
+
+def _held(attributes: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     prefix = f"{HOLDOUT}:"
     return {
-        int(key.removeprefix(prefix)): answers_from_json(value.get("answers", {}))
+        int(key.removeprefix(prefix)): value
         for key, value in attributes.items()
-        if key.startswith(prefix) and value.get("metrics")
+        if key.startswith(prefix)
     }
 
 
@@ -176,7 +179,7 @@ def scored_on_holdout(
 ) -> dict[int, Scored]:
     """Trial number -> its scores on the holdout, with those of every document."""
     scored = {}
-    for number, rows in holdout_metrics(study).items():
+    for number, rows in holdout_metrics(study.user_attrs).items():
         metrics = objective.found(from_json(rows))
         if metrics is not None:
             scored[number] = Scored(
@@ -198,8 +201,11 @@ def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Ver
     if winner.baseline is not None:
         opponent = winner.number
     # Like with like: what the winner was chosen by, on either side.
-    on_search = _value(goal.judged, winner.metrics)
-    on_holdout = _value(goal.judged, from_json(holdout_metrics(study)[winner.number]))
+    on_search = goal.judged.value_of(winner.metrics)
+    held = from_json(holdout_metrics(study.user_attrs)[winner.number])
+    on_holdout = goal.judged.value_of(held)
+    assert on_search is not None  # it was ranked by this
+    assert on_holdout is not None  # and scored on goal.holdout_kinds
     verdict = Verdict(
         winner=winner.number,
         opponent=opponent,
@@ -209,11 +215,6 @@ def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Ver
     )
     study.set_user_attr(VERDICT, asdict(verdict))
     return verdict
-
-
-def _value(objective: Objective, metrics: Sequence[Metric]) -> float:
-    names = {task: target.metric for task, target in objective.targets.items()}
-    return objective.value({m.task: m for m in metrics if names.get(m.task) == m.name})
 
 
 def read_verdict(attributes: Mapping[str, Any]) -> Verdict | None:
