@@ -66,7 +66,7 @@ class BitsPerByte:
         language_model = self._language_models.start(model)
         return BitsPerByteScoring(self._texts, language_model, smooth="smooth" in kinds)
 
-    def smooth_terms(self, model: nn.Module, documents: Documents) -> SmoothTerms:
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
         """See `Scorer`."""
         language_model = self._language_models.start(model)
         encoder = language_model.encoder
@@ -81,7 +81,8 @@ class BitsPerByte:
             )
 
         return language_model.smooth_terms(
-            differentiable(task, number) for task, own in documents.items() for number in own
+            (differentiable(task, number) for task, own in documents.items() for number in own),
+            tokens=tokens,
         )
 
 

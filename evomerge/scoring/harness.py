@@ -136,7 +136,7 @@ class Harness:
             kept_tokens=self._kept_tokens,
         )
 
-    def smooth_terms(self, model: nn.Module, documents: Documents) -> SmoothTerms:
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
         """See `Scorer`."""
         language_model = self.language_models.start(model)
         found = []
@@ -146,13 +146,13 @@ class Harness:
                 texts = smooth.references(number) or tuple(
                     request.args for request in self._tasks[name].documents[number].requests
                 )
-                tokens = [language_model.encoder.count(*text) for text in texts]
-                score = smooth.differentiable(number, tokens)
+                counts = [language_model.encoder.count(*text) for text in texts]
+                score = smooth.differentiable(number, counts)
                 if score is None:
                     continue
                 encoded = tuple(language_model.encoder.pairs(*text) for text in texts)
                 found.append(Differentiable(place=(name, number), texts=encoded, score=score))
-        return language_model.smooth_terms(found)
+        return language_model.smooth_terms(found, tokens=tokens)
 
     def _read_tokens(self, model: LanguageModel) -> KeptTokens:
         tasks = {

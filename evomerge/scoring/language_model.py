@@ -6,7 +6,7 @@ Nothing that depends on the weights is kept from one candidate to the next.
 import logging
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -119,15 +119,13 @@ class LanguageModel:
         scores = iter(self._tokens.log_likelihoods([pair for pairs in windows for pair in pairs]))
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
-    def smooth_terms(self, documents: Iterable[Differentiable]) -> SmoothTerms:
-        """Their smooth scores, with the graph of how they come from the weights; where memory runs
-        out, the caller asks again with a smaller budget."""
-        return smooth_terms(
-            self.model,
-            documents,
-            limits=self._tokens.limits,
-            max_length=self.encoder.max_length,
-        )
+    def smooth_terms(self, documents: Iterable[Differentiable], *, tokens: int) -> SmoothTerms:
+        """Their smooth scores, with the graph of how they come from the weights.
+
+        tokens: in a pass, rows times columns. Raises torch.OutOfMemoryError."""
+        limits = replace(self._tokens.limits, tokens=tokens)
+        length = self.encoder.max_length
+        return smooth_terms(self.model, documents, limits=limits, max_length=length)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Generated]:

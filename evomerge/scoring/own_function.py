@@ -75,7 +75,7 @@ class OwnFunctions:
     def smooth(self, task: str) -> None:
         """There is none."""
 
-    def smooth_terms(self, model: nn.Module, documents: Documents) -> SmoothTerms:
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
         """None: functions have no smooth score."""
         return iter(())
 

@@ -60,9 +60,10 @@ class Scorer(Protocol):
         """
         ...
 
-    def smooth_terms(self, model: nn.Module, documents: Documents) -> SmoothTerms:
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
         """The smooth scores of documents with the graph of how they come from the weights that
-        `model` holds now; documents without a reference are left out.
+        `model` holds now; documents without a reference are left out. tokens: in a pass, rows
+        times columns.
 
         Raises CandidateError where one is NaN, torch.OutOfMemoryError where memory runs out.
         """

@@ -45,12 +45,12 @@ class Scorers:
         started = {id(part): part.start(model, kinds) for part in self._part_of.values()}
         return ScoringOfSeveral({t: started[id(part)] for t, part in self._part_of.items()})
 
-    def smooth_terms(self, model: nn.Module, documents: Documents) -> SmoothTerms:
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
         """Part after part."""
         for part in {id(part): part for part in self._part_of.values()}.values():
             own = {n: numbers for n, numbers in documents.items() if self._part_of[n] is part}
             if own:
-                yield from part.smooth_terms(model, own)
+                yield from part.smooth_terms(model, own, tokens=tokens)
 
 
 class ScoringOfSeveral:
