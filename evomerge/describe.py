@@ -133,15 +133,7 @@ def describe_run(run: Path, storage: str | None = None) -> str:
         lines.append(f"failed: {record.name}: {record.failure}")
     if report.verdict is not None:
         names = {record.number: record.name for record in report.records}
-        sentence = report.verdict.sentence(
-            names[report.verdict.winner], names[report.verdict.opponent]
-        )
-        lines += [
-            "",
-            sentence,
-            f"Optimism: its score on the search documents is {report.verdict.optimism_text()} "
-            "from that on the holdout.",
-        ]
+        lines += ["", *report.verdict.lines(names)]
         if doubts := report.warnings(report.by_number[report.verdict.winner]):
             lines += ["But the winner's score is in doubt:", *(f"  {doubt}" for doubt in doubts)]
     return "\n".join(lines)

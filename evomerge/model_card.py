@@ -97,13 +97,9 @@ def _scores(
     lines = ["## Scores", ""]
     verdict = read_verdict(attributes)
     if verdict is not None and verdict.winner == record.number:
-        names = (by_number[n].name for n in (verdict.winner, verdict.opponent))
-        lines += [
-            verdict.sentence(*names) + " Measured on holdout documents, which the search never "
-            f"saw; its score on the search documents was {verdict.optimism_text()} from that "
-            "there.",
-            "",
-        ]
+        lines += ["Measured on holdout documents, which the search never saw:", ""]
+        names = {number: each.name for number, each in by_number.items()}
+        lines += [*(f"- {line}" for line in verdict.lines(names)), ""]
     if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):
         lines += ["These scores are in doubt:", "", *(f"- {doubt}" for doubt in doubts), ""]
     for title, rows in (

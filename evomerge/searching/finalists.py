@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import optuna
 
 from evomerge.errors import CandidateError
@@ -17,17 +18,29 @@ from evomerge.scoring.scorecard import (
     to_json,
     write_documents,
 )
+from evomerge.searching.intervals import (
+    Gain,
+    Scored,
+    estimate,
+    gains,
+    gains_by_task,
+    least,
+    tabulate,
+)
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective
 from evomerge.searching.record import POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.verdict import Gain, Scored, Verdict, paired_gain
+from evomerge.searching.verdict import Verdict, verdict_from_json
 
 log = logging.getLogger(__name__)
 
 HOLDOUT = "holdout"
 """Prefix of study attributes: `holdout:12` has the metrics of trial 12."""
 VERDICT = "verdict"
+
+_WITHIN_NOISE = NormalDist().inv_cdf(0.95)
+"""Standard errors that a candidate may be behind the best one and still be a finalist."""
 
 
 def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
@@ -54,6 +67,66 @@ def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
     return [*judged, *(record for record in ranked if record.number not in known)]
 
 
+def choose_finalists(
+    records: Sequence[TrialRecord], goal: Goal, folder: RunFolder, count: int
+) -> list[TrialRecord]:
+    """At most `count` candidates, best first: those that may be the best, as far as the search
+    documents tell.
+
+    The best candidate always is one. Another is where the upper end of the one-sided 95% interval
+    of its paired difference to the best trial, be it a baseline, reaches zero: one that was shown
+    to be worse would cost holdout documents and widen all intervals for nothing. One whose every
+    document has the score of a better finalist's is left out as well: it would tell nothing new.
+    """
+    ranked = rank(records, goal)
+    found: list[TrialRecord] = []
+    seen: list[Scored] = []
+    best = _scored_on_search(ranked[0], goal, folder) if ranked else None
+    for record in ranked:
+        if len(found) == count:
+            break
+        if record.baseline is not None:
+            continue
+        scored = _scored_on_search(record, goal, folder)
+        if scored is None or best is None:
+            break  # its points are not known: those of all behind it are not either
+        if not found or (
+            _may_be_best(scored, best, goal)
+            and not any(_same_scores(scored, other, goal) for other in seen)
+        ):
+            found.append(record)
+            seen.append(scored)
+    return found
+
+
+def _scored_on_search(record: TrialRecord, goal: Goal, folder: RunFolder) -> Scored | None:
+    metrics = goal.judged.found(record.metrics)
+    if metrics is None:
+        return None
+    return Scored(
+        metrics=metrics, documents=read_documents(folder.documents("search", record.number))
+    )
+
+
+def _may_be_best(scored: Scored, best: Scored, goal: Goal) -> bool:
+    tables = tabulate([(scored, best)], goal.judged)
+    if tables is None:  # no mean over documents: nothing is known of its noise
+        return True
+    value, error = estimate(tables, goal.judged.shares())
+    return bool(value[0] + _WITHIN_NOISE * error[0] >= 0)
+
+
+def _same_scores(scored: Scored, other: Scored, goal: Goal) -> bool:
+    return all(
+        np.array_equal(
+            scored.documents[task].values[target.metric],
+            other.documents[task].values[target.metric],
+            equal_nan=True,
+        )
+        for task, target in goal.judged.targets.items()
+    )
+
+
 def score_finalists(
     study: optuna.Study,
     folder: RunFolder,
@@ -71,7 +144,7 @@ def score_finalists(
             return
         log.info("metrics of a leader: %s", record.name)
         score_points(study, folder, record, evaluate)
-    for record in to_score(study, count, goal):
+    for record in to_score(study, folder, count, goal):
         if stop_asked():
             return
         log.info("holdout: %s", record.name)
@@ -112,13 +185,13 @@ def score_points(
     study.set_user_attr(name, later)
 
 
-def to_score(study: optuna.Study, count: int, goal: Goal) -> list[TrialRecord]:
-    """The best `count` trials and every baseline, as far as the holdout has not seen them."""
+def to_score(study: optuna.Study, folder: RunFolder, count: int, goal: Goal) -> list[TrialRecord]:
+    """The finalists and every baseline, as far as the holdout has not seen them."""
     records = read_trials(study)
     seen = holdout_metrics(study.user_attrs)
     baselines = [r for r in records if r.baseline is not None and r.value is not None]
-    wanted = {r.number: r for r in (*rank(records, goal)[:count], *baselines)}
-    return [record for record in wanted.values() if record.number not in seen]
+    wanted = [*choose_finalists(records, goal, folder, count), *baselines]
+    return [record for record in wanted if record.number not in seen]
 
 
 def score_holdout(
@@ -189,7 +262,11 @@ def scored_on_holdout(
 
 
 def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Verdict | None:
-    """The verdict, recorded in the study; None where nothing could be scored on the holdout."""
+    """The verdict, recorded in the study; None where nothing could be scored on the holdout.
+
+    Every candidate that the holdout has seen counts as a finalist in the intervals, also those of
+    an earlier end of the same run.
+    """
     records = {record.number: record for record in read_trials(study)}
     scored = scored_on_holdout(study, folder, goal.points)
     ranked = [record for record in rank(list(records.values()), goal) if record.number in scored]
@@ -197,29 +274,56 @@ def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Ver
     if not ranked or not rivals:
         return None
     winner = ranked[0]
-    opponent = max(rivals, key=lambda number: goal.points.value(scored[number].metrics))
+    finalists = list(dict.fromkeys((winner.number, *(n for n in scored if n not in rivals))))
+    gain_over = _gains_of_winner(finalists, rivals, scored, goal, seed)
+    opponent = min(rivals, key=lambda rival: gain_over[rival].value)
     if winner.baseline is not None:
         opponent = winner.number
-    # Like with like: what the winner was chosen by, on either side.
+    single = [n for n in rivals if records[n].baseline in records[n].recipe.sources]
+    source = min(single, key=lambda rival: gain_over[rival].value, default=None)
+    verdict = Verdict(
+        winner=winner.number,
+        opponent=opponent,
+        gain=least([gain_over[n] for n in ([opponent] if opponent == winner.number else rivals)]),
+        **_optimism(study, winner, goal),
+        score=goal.points.value(scored[winner.number].metrics),
+        source=None if source == winner.number else source,
+        source_gain=None
+        if source in (None, winner.number)
+        else least([gain_over[n] for n in single]),
+        tasks={}
+        if opponent == winner.number
+        else gains_by_task(scored[winner.number], scored[opponent], goal.points, seed),
+        comparisons=(len(finalists), len(rivals)),
+    )
+    study.set_user_attr(VERDICT, verdict.to_json())
+    return verdict
+
+
+def _gains_of_winner(
+    finalists: Sequence[int],
+    rivals: Sequence[int],
+    scored: Mapping[int, Scored],
+    goal: Goal,
+    seed: int,
+) -> dict[int, Gain]:
+    """Baseline -> the gain of the first finalist over it; all finalists' intervals hold at once."""
+    pairs = [(scored[one], scored[other]) for one in finalists for other in rivals]
+    found = gains(pairs, goal.points, seed)
+    return dict(zip(rivals, found, strict=False))
+
+
+def _optimism(study: optuna.Study, winner: TrialRecord, goal: Goal) -> dict[str, Any]:
+    """Like with like: what the winner was chosen by, on either side."""
     on_search = goal.judged.value_of(winner.metrics)
     held = from_json(holdout_metrics(study.user_attrs)[winner.number])
     on_holdout = goal.judged.value_of(held)
     assert on_search is not None  # it was ranked by this
     assert on_holdout is not None  # and scored on goal.holdout_kinds
-    verdict = Verdict(
-        winner=winner.number,
-        opponent=opponent,
-        gain=paired_gain(scored[winner.number], scored[opponent], goal.points, seed),
-        optimism=on_search - on_holdout,
-        optimism_unit=goal.judged.unit,
-    )
-    study.set_user_attr(VERDICT, asdict(verdict))
-    return verdict
+    return {"optimism": on_search - on_holdout, "optimism_unit": goal.judged.unit}
 
 
 def read_verdict(attributes: Mapping[str, Any]) -> Verdict | None:
     """The verdict that `decide` recorded; None before a run's end."""
     stored = attributes.get(VERDICT)
-    if stored is None:
-        return None
-    return Verdict(**{**stored, "gain": Gain(**stored["gain"])})
+    return None if stored is None else verdict_from_json(stored)

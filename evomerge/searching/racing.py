@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from evomerge.scoring.scorecard import DocumentScores, Metric
 from evomerge.scoring.scorer import Documents
+from evomerge.searching.intervals import is_mean
 from evomerge.searching.objective import Objective, amount
-from evomerge.searching.verdict import is_mean
 
 Reason = Literal["race", "halving"]
 Scores = Mapping[str, DocumentScores]

@@ -1,0 +1,221 @@
+"""How sure differences between candidates are that were scored on the same documents.
+
+The difference of two objectives is the weighted sum of the tasks' mean differences per document,
+d = Σ share · m, with the standard error e = sqrt(Σ share² · s² / n) of a stratified sample. Its
+interval is a symmetric bootstrap-t (Hall 1988, Annals of Statistics 16, 927-953): documents are
+drawn with replacement within each task, the same ones for every pair; d and e are computed anew,
+and the interval is d ± q · e, where q is a quantile of |d* - d| / e*. Where several differences are
+judged together, q is one of the largest of them (max-t; Romano and Wolf 2005, Econometrica 73,
+1237-1282): then all intervals hold at once with the stated probability, however alike the
+candidates are, and whichever of them is looked at afterwards.
+
+In s² of a task one more document is imagined, which differs as much as any document does. Without
+it, few documents of equal difference would look like certainty.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.scoring.scorecard import DocumentScores, Metric
+from evomerge.searching.objective import Objective
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+_CELLS = 2**22  # of a chunk of resamples times documents: 32 MiB
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """One candidate's scores on one side of the split."""
+
+    metrics: Mapping[str, Metric]
+    """Task -> the metric that counts."""
+    documents: Mapping[str, DocumentScores]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """A difference of objectives, in the objective's unit, with its 95% interval."""
+
+    value: float
+    low: float | None
+    """None, as `high`, where a metric is no mean over documents, so none can be computed."""
+    high: float | None
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval lies above zero."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def loss_shown(self) -> bool:
+        """Whether the interval lies below zero."""
+        return self.high is not None and self.high < 0
+
+    def sentence(self) -> str:
+        """In percentage points of the objective: `+2.1 points (95% interval +0.3 to +3.9)`."""
+        text = f"{100 * self.value:+.1f} points"
+        if self.low is None or self.high is None:
+            return f"{text} (no interval: a metric is not a mean over documents)"
+        return f"{text} (95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """Differences of several pairs on the same documents, and how far resamples strayed."""
+
+    values: Matrix
+    """[pairs]: Σ share · mean difference."""
+    errors: Matrix
+    """[pairs]: their standard errors."""
+    draws: Matrix
+    """[resamples, pairs]: |d* - d| / e*; 0 where e* is."""
+
+    def together(self, level: float = LEVEL) -> list[Gain]:
+        """Intervals that all hold at once with the probability `level`."""
+        return self._gains(np.quantile(self.draws.max(1), level))
+
+    def each(self, level: float = LEVEL) -> list[Gain]:
+        """Intervals of which each holds with the probability `level`."""
+        return self._gains(np.quantile(self.draws, level, axis=0))
+
+    def _gains(self, quantile: Any) -> list[Gain]:
+        low, high = (self.values + sign * quantile * self.errors for sign in (-1, 1))
+        rows = zip(self.values, low, high, strict=True)
+        return [Gain(value=float(v), low=float(a), high=float(b)) for v, a, b in rows]
+
+
+def resample(
+    tables: Mapping[str, Matrix],
+    shares: Mapping[str, float],
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Differences:
+    """The differences of all pairs, and their bootstrap.
+
+    tables: task -> [documents, pairs], how much better the first of each pair is on each document.
+    """
+    generator = np.random.default_rng(seed)
+    pairs = next(iter(tables.values())).shape[1]
+    means, variances = np.zeros((resamples, pairs)), np.zeros((resamples, pairs))
+    for task, table in tables.items():
+        count = len(table)
+        mean, imagined = table.mean(0), _imagined(table)
+        rows = max(1, _CELLS // count)
+        for start in range(0, resamples, rows):
+            part = slice(start, min(start + rows, resamples))
+            size = part.stop - part.start
+            places = generator.integers(0, count, (size, count))
+            places += count * np.arange(size)[:, None]
+            weights = np.bincount(places.ravel(), minlength=size * count).reshape(size, count)
+            drawn = weights @ table / count
+            squares = count * np.maximum(weights @ table**2 / count - drawn**2, 0) + imagined
+            means[part] += shares[task] * (drawn - mean)
+            variances[part] += shares[task] ** 2 * squares / (count * max(1, count - 1))
+    values, errors = estimate(tables, shares)
+    # In place: with many pairs these are the largest arrays.
+    np.sqrt(variances, out=variances)
+    np.abs(means, out=means)
+    draws = np.divide(means, variances, out=means, where=variances > 0)
+    return Differences(values=values, errors=errors, draws=draws)
+
+
+def estimate(tables: Mapping[str, Matrix], shares: Mapping[str, float]) -> tuple[Matrix, Matrix]:
+    """The differences of all pairs, and their standard errors, each [pairs]; `tables` as above."""
+    value, variance = 0.0, 0.0
+    for task, table in tables.items():
+        count = len(table)
+        squares = ((table - table.mean(0)) ** 2).sum(0) + _imagined(table)
+        value = value + shares[task] * table.mean(0)
+        variance = variance + shares[task] ** 2 * squares / (count * max(1, count - 1))
+    return np.asarray(value), np.sqrt(variance)
+
+
+def _imagined(table: Matrix) -> Matrix:
+    """[pairs]: what the imagined document adds to the sum of squares.
+
+    Where a pair differs on no document, the smallest difference that another pair shows.
+    """
+    sizes = np.abs(table)
+    smallest = sizes[sizes > 0].min(initial=np.inf)
+    largest = sizes.max(0)
+    found: Matrix = np.where(largest > 0, largest, 0 if np.isinf(smallest) else smallest) ** 2
+    return found
+
+
+def tabulate(
+    pairs: Sequence[tuple[Scored, Scored]], objective: Objective
+) -> dict[str, Matrix] | None:
+    """Task -> [documents, pairs], how much better the first of each pair is on each document; None
+    where a metric is not the mean of its documents' values, so that it has no interval here.
+    """
+    tables = {}
+    for task, target in objective.targets.items():
+        columns = []
+        for pair in pairs:
+            values = [np.array(one.documents[task].values[target.metric]) for one in pair]
+            metrics = [one.metrics[task] for one in pair]
+            if not all(map(is_mean, values, metrics)):
+                return None
+            sign = 1.0 if metrics[0].higher_is_better else -1.0
+            columns.append(sign * (values[0] - values[1]))
+        tables[task] = np.array(columns, dtype=np.float64).T
+    return tables
+
+
+def is_mean(values: Any, metric: Metric) -> bool:
+    """Whether the task's metric is the mean of its documents' values."""
+    return bool(np.isclose(values.mean(), metric.value, rtol=1e-4, atol=1e-6))
+
+
+def gains(pairs: Sequence[tuple[Scored, Scored]], objective: Objective, seed: int) -> list[Gain]:
+    """The gain of the first of each pair over the second, with intervals that hold all at once."""
+    tables = tabulate(pairs, objective)
+    if tables is None:
+        values = [objective.value(a.metrics) - objective.value(b.metrics) for a, b in pairs]
+        return [Gain(value=value, low=None, high=None) for value in values]
+    return resample(tables, objective.shares(), seed).together()
+
+
+def gains_by_task(ours: Scored, theirs: Scored, objective: Objective, seed: int) -> dict[str, Gain]:
+    """Task -> the gain there in its own metric; the intervals hold for all tasks at once.
+
+    Tasks share no documents, so each has its interval at the level 0.95 ** (1 / tasks) (Šidák
+    1967). A task whose metric is no mean over documents has none.
+    """
+    level = LEVEL ** (1 / len(objective.targets))
+    found = {}
+    for task, target in objective.targets.items():
+        alone = Objective(targets={task: target})
+        table = tabulate([(ours, theirs)], alone)
+        if table is not None:
+            (found[task],) = resample(table, alone.shares(), seed).each(level)
+            continue
+        value = alone.value(ours.metrics) - alone.value(theirs.metrics)
+        found[task] = Gain(value=value, low=None, high=None)
+    return found
+
+
+def least(found: Sequence[Gain]) -> Gain:
+    """The gain over the best of several rivals, from intervals that hold at once for all of them.
+
+    The gain over the best is the smallest of all gains, so it lies between the smallest lower and
+    the smallest upper end, whichever rival is best in truth.
+    """
+    lows = [gain.low for gain in found if gain.low is not None]
+    highs = [gain.high for gain in found if gain.high is not None]
+    value = min(gain.value for gain in found)
+    return Gain(value=value, low=min(lows, default=None), high=min(highs, default=None))
+
+
+def standard_error(
+    deviations: Mapping[str, float], shares: Mapping[str, float], counts: Mapping[str, float]
+) -> float:
+    """Of a difference, from the tasks' standard deviations per document and their documents."""
+    return sqrt(sum((shares[t] * deviations[t]) ** 2 / counts[t] for t in shares))
