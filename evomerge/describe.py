@@ -59,8 +59,12 @@ def describe_check(found: "Check") -> str:
             f"time     about {seconds:.2g} s per trial"
             + ("" if count is None else f": {count} trials in about {_duration(count * seconds)}")
         )
+    if found.power is not None:
+        lines.append(f"shows    {found.power.sentence()}")
     if found.base is not None:
         lines += [f"warning  {line}" for line in warnings(found.base.answers, None)]
+    if found.power is not None and (doubt := found.power.warning()) is not None:
+        lines.append(f"warning  {doubt}")
     return "\n".join(lines)
 
 

@@ -26,7 +26,9 @@ from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
 from evomerge.searching.guidance import Guide
 from evomerge.searching.interrupt import on_interrupt
+from evomerge.searching.intervals import Scored
 from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.power import Power, deviations, power
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
@@ -95,6 +97,8 @@ class Check:
     budget: Budget
     base: Scorecard | None
     """Of the probe's few documents; None without a probe."""
+    power: Power | None
+    """Which gains the documents show; None where nothing is known of their noise."""
 
     def seconds_per_candidate(self) -> float | None:
         """To make a candidate of the whole model with the slowest method; None without a probe."""
@@ -190,7 +194,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
     bench = prepare(loaded, HashCache(loaded.output() / "hashes.json"))
     distributions = bench.space.distributions()
     budget = _budget(loaded.config.budget)
-    base, merging, scoring = _probe(bench) if probe else (None, None, None)
+    base, plain, merging, scoring = _probe(bench) if probe else (None, None, None, None)
     return Check(
         bench=bench,
         parameters=len(distributions),
@@ -200,6 +204,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
         throughput=_throughput(bench) if probe else (),
         budget=budget,
         base=base,
+        power=_power(bench, None if base is None or plain is None else (base, plain)),
     )
 
 
@@ -384,19 +389,41 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     )
 
 
-def _probe(bench: Bench) -> tuple[Scorecard, float, float]:
-    """The base's scores on a few documents, then the seconds to make one candidate, and to score it
-    on the search documents, extrapolated from these few. What comes first pays for first reads and,
-    of every method, for compiling."""
+def _probe(bench: Bench) -> tuple[Scorecard, Scorecard, float, float]:
+    """The scores of the base and of a plain merge on a few documents, then the seconds to make one
+    candidate, and to score it on the search documents, extrapolated from these few. What comes
+    first pays for first reads and, of every method, for compiling."""
     few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
     plain = baselines(bench.template)
     first, second = (plain[f"task_arithmetic {scale:g}"] for scale in SCALES[:2])
     evaluate = evaluator(bench)
     base, _ = evaluate(plain[BASE], few)
-    evaluate(first, {task: numbers[:1] for task, numbers in few.items()})
+    merged, _ = evaluate(first, few)
     _, seconds = evaluate(second, few, kinds=bench.goal.trial_kinds)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
-    return base, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
+    return base, merged, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
+
+
+def _power(bench: Bench, cards: tuple[Scorecard, Scorecard] | None) -> Power | None:
+    """What the documents can show, from the noise between two candidates, or from a bound of it."""
+    objective = bench.goal.points
+    pair = None
+    if cards is not None:
+        first, second = (
+            Scored(metrics=objective.metrics(card), documents=card.per_document) for card in cards
+        )
+        pair = first, second
+    noise = deviations(objective, pair)
+    if noise is None:
+        return None
+    return power(
+        noise,
+        objective.shares(),
+        {task: len(split.search) for task, split in bench.splits.items()},
+        {task: len(split.holdout) for task, split in bench.splits.items()},
+        (bench.loaded.config.finalists, len(baselines(bench.template, bench.space.methods))),
+        probed=pair is not None,
+    )
 
 
 def _free_name(path: Path) -> Path:

@@ -15,7 +15,6 @@ it, few documents of equal difference would look like certainty.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -212,10 +211,3 @@ def least(found: Sequence[Gain]) -> Gain:
     highs = [gain.high for gain in found if gain.high is not None]
     value = min(gain.value for gain in found)
     return Gain(value=value, low=min(lows, default=None), high=min(highs, default=None))
-
-
-def standard_error(
-    deviations: Mapping[str, float], shares: Mapping[str, float], counts: Mapping[str, float]
-) -> float:
-    """Of a difference, from the tasks' standard deviations per document and their documents."""
-    return sqrt(sum((shares[t] * deviations[t]) ** 2 / counts[t] for t in shares))
