@@ -166,6 +166,7 @@ class SearchConfig:
     guide: GuideKind = "gradient"
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
     finalists: Count = 3
+    stop_on_plateau: bool = False
     seed: int = 0
     dtype: DType | None = None
     vocabulary: str = BASE

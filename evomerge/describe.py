@@ -135,6 +135,8 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     lines += [f"of {count} trials: {remark}" for remark, count in remarks.most_common(5)]
     for record in [record for record in report.records if record.failure][:5]:
         lines.append(f"failed: {record.name}: {record.failure}")
+    if report.plateau is not None:
+        lines += ["", report.plateau.sentence()]
     if report.verdict is not None:
         names = {record.number: record.name for record in report.records}
         lines += ["", *report.verdict.lines(names)]

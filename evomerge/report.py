@@ -24,6 +24,7 @@ from evomerge.searching.finalists import (
     score_warnings,
 )
 from evomerge.searching.objective import Goal
+from evomerge.searching.plateau import PLATEAU, Plateau, read_plateau
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import OBJECTIVE, TASKS, find_study, read_goal
@@ -42,6 +43,8 @@ class RunReport:
     holdout_answers: Mapping[int, Answers]
     """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
+    plateau: Plateau | None
+    """The one that the search is on, or was at its end."""
     tasks: Mapping[str, Any]
     """Task -> how it is asked."""
     running: bool
@@ -172,6 +175,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         holdout=holdout,
         holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
+        plateau=read_plateau(attributes.get(PLATEAU)),
         tasks=attributes[TASKS],
         running=_locked(folder.path / "lock"),
     )
@@ -226,6 +230,10 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             xycoords=("axes fraction", "data"),
             ha="right",
             va="bottom",
+        )
+    if report.plateau is not None:
+        axes.axvspan(
+            report.plateau.since, numbers[-1], color="tab:gray", alpha=0.15, label="plateau"
         )
     axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
     axes.legend(loc="lower right")
@@ -292,6 +300,25 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
     bars = axes.barh(names, values, color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=2)
     axes.set(xlabel="points", xlim=(min(0.0, *values), 1.15 * max(values)))
+    if report.verdict is not None:
+        place = [number for number, _ in ordered].index(report.verdict.winner)
+        _draw_verdict(axes, report, report.verdict, place)
+
+
+def _draw_verdict(axes: Any, report: RunReport, verdict: Verdict, place: int) -> None:
+    """The conclusion in the title, and the interval of the gain across the winner's bar, counted
+    from the best baseline's end; place: of that bar."""
+    axes.set_title(f"Holdout documents: {verdict.conclusion}")
+    low, high = verdict.gain.low, verdict.gain.high
+    if verdict.winner == verdict.opponent or low is None or high is None:
+        return
+    rival = 100 * report.goal.points.value(report.holdout[verdict.opponent])
+    ends = [rival + 100 * low, rival + 100 * high]
+    name = report.by_number[verdict.opponent].name
+    label = f"95% interval of the gain over {name}, from its score"
+    axes.plot(ends, [place, place], color="black", marker="|", label=label)
+    axes.axvline(rival, color="black", linestyle=":", linewidth=0.8)
+    axes.legend(loc="lower right")
 
 
 def _locked(lock: Path) -> bool:

@@ -28,6 +28,7 @@ from evomerge.searching.guidance import Guide
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.intervals import Scored
 from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.plateau import PLATEAU, PlateauWatch
 from evomerge.searching.power import Power, deviations, power
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
@@ -303,11 +304,16 @@ def _run(
     for record in known:
         progress.add(record, earlier=True)
     base = base_of(known)
+    watch = PlateauWatch(folder, bench.goal, known, study.user_attrs.get(PLATEAU))
+    progress.plateau = watch.plateau
 
     def on_trial(record: TrialRecord) -> None:
         nonlocal base
         base = base or base_of([record])
         progress.add(record)
+        if watch.add(record):
+            _tell_plateau(study, watch)
+        progress.plateau = watch.plateau
         log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
         if doubts := score_warnings(record, base, {}):
             log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
@@ -332,6 +338,7 @@ def _run(
         evaluate=evaluate,
         budget=budget,
         on_trial=on_trial,
+        enough=lambda: config.stop_on_plateau and watch.plateau is not None,
     )
     on_progress(progress, None)
     with on_interrupt(loop.stop):
@@ -344,11 +351,19 @@ def _run(
             evaluate,
             stop_asked=lambda: loop.stop_asked,
         )
+    study.set_user_attr(PLATEAU, watch.to_json())  # by now of more trials
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
     verdict = decide(study, folder, bench.goal, config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
+
+
+def _tell_plateau(study: optuna.Study, watch: PlateauWatch) -> None:
+    """Says, and keeps, that the search came onto a plateau, or left one."""
+    study.set_user_attr(PLATEAU, watch.to_json())
+    left = "the plateau is left: candidates differ by more than noise again"
+    log.info("%s", left if watch.plateau is None else watch.plateau.sentence())
 
 
 def _keep_budget(bench: Bench, study: optuna.Study) -> None:

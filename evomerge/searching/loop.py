@@ -101,6 +101,8 @@ class Loop:
     on_trial: Callable[[TrialRecord], None] = lambda record: None
     on_refusal: Callable[[str], None] = lambda reason: None
     """Told why no trial can be stopped early from now on."""
+    enough: Callable[[], bool] = lambda: False
+    """Asked before every trial: whether the search ends before its budget is spent."""
     stop_asked: bool = False
     _incumbent: Incumbent | None = None
 
@@ -116,7 +118,7 @@ class Loop:
         self._remember()
         done = len(finished(self.study))
         failures = 0
-        while not self.stop_asked and not self.budget.spent(done):
+        while not (self.stop_asked or self.budget.spent(done) or self.enough()):
             record = self._trial()
             done += 1
             failures = failures + 1 if record.state == "failed" else 0

@@ -7,6 +7,7 @@ from statistics import mean
 
 from evomerge.searching.loop import Budget
 from evomerge.searching.objective import Goal, amount
+from evomerge.searching.plateau import Plateau
 from evomerge.searching.record import TrialRecord
 
 
@@ -23,6 +24,7 @@ class Progress:
     """Of the search documents, how much was scored for each trial that scored any."""
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
+    plateau: Plateau | None = None
     _here: int = 0
     _started: float = field(default_factory=time.monotonic)
 
@@ -69,6 +71,8 @@ class Progress:
         if self.pruned:
             share = 100 * mean(self.shares) if self.shares else 100.0
             words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
+        if self.plateau is not None:
+            words.append(self.plateau.short())
         if self.failed:
             words.append(f"{self.failed} failed")
         if (rate := self.rate()) is not None:

@@ -2,11 +2,12 @@
 
     python configs/quickstart/make_family.py FAMILY --kind null --copies 40
     python tests/benchmarks/null_searches.py --family FAMILY --out FOLDER [--searches 100]
-        [--trials 24] [--sources 3] [--limit 100] [--pairs 2000]
+        [--trials 24] [--sources 3] [--limit 80] [--pairs 2000]
 
 Every source is the base plus noise of one size: none is better than another for any reason but
 chance. Each search has its own draw of sources, its own split of the documents, and its own seed;
-its result lies in FOLDER, and what is there is not run again. The second table needs no search: two
+its result lies in FOLDER, and what is there is not run again (several processes may share FOLDER:
+--first and --searches say which part is whose). The second table needs no search: two
 models whose scores on all documents are equal, though not on each, are compared on samples of the
 documents, as a winner is with a rival; and, to count more of them, any two models whose scores on
 each document change places at random. Prints Markdown.
@@ -18,7 +19,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,18 @@ from evomerge.searching.intervals import Matrix, resample
 from evomerge.verbs import search
 
 TASKS = ("capital", "dial", "sort7", "past")
+SEARCHED = ("capital", "past")
+"""One that is chosen, one that is generated: short searches."""
 
 
 def configured(
-    family: Path, out: Path, number: int, sources: int, trials: int, limit: int | None
+    family: Path,
+    out: Path,
+    number: int,
+    sources: int,
+    trials: int,
+    limit: int | None,
+    tasks: Sequence[str] = SEARCHED,
 ) -> LoadedConfig:
     """The configuration of one search, written beside its run folder."""
     copies = sorted(path.name for path in (family / "models").glob("copy*"))
@@ -50,7 +59,7 @@ def configured(
         "base": str(family.resolve() / "models" / "base"),
         "sources": {name: str(family.resolve() / "models" / name) for name in chosen},
         "tasks": {
-            task: {"folder": str(family.resolve() / "tasks"), "limit": limit} for task in TASKS
+            task: {"folder": str(family.resolve() / "tasks"), "limit": limit} for task in tasks
         },
         "budget": {"trials": trials},
         "documents": {"seed": number},
@@ -84,7 +93,7 @@ def search_one(loaded: LoadedConfig) -> dict[str, Any]:
 def searches(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The results of all searches; those that are missing are run."""
     rows = []
-    for number in range(arguments.searches):
+    for number in range(arguments.first, arguments.searches):
         result = arguments.out / f"{number:03}.json"
         if not result.exists():
             sizes = arguments.sources, arguments.trials, arguments.limit
@@ -96,7 +105,7 @@ def searches(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def score_copies(arguments: argparse.Namespace) -> dict[str, Matrix]:
     """Task -> [documents, copies]: the score of every copy on every document."""
-    loaded = configured(arguments.family, arguments.out, 0, 40, 1, None)
+    loaded = configured(arguments.family, arguments.out, 0, 40, 1, None, TASKS)
     folder = arguments.out / "copies"
     folder.mkdir(exist_ok=True)
     names = tuple(loaded.config.sources)
@@ -161,10 +170,11 @@ def main() -> None:
     )
     parser.add_argument("--family", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--searches", type=int, default=100)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--sources", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=100, help="documents of a task, both sides")
+    parser.add_argument("--limit", type=int, default=80, help="documents of a task, both sides")
     parser.add_argument("--pairs", type=int, default=2000)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
