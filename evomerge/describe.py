@@ -15,6 +15,7 @@ from evomerge.report import RunReport, read_run
 from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.record import TrialRecord
+from evomerge.searching.study import published_sentence
 
 if TYPE_CHECKING:
     from evomerge.verbs import Check, Outcome
@@ -61,6 +62,8 @@ def describe_check(found: "Check") -> str:
         )
     if found.power is not None:
         lines.append(f"shows    {found.power.sentence()}")
+    if public := found.published:
+        lines.append(f"note     {published_sentence(public)}")
     if found.base is not None:
         lines += [f"warning  {line}" for line in warnings(found.base.answers, None)]
     if found.power is not None and (doubt := found.power.warning()) is not None:

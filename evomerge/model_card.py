@@ -11,7 +11,7 @@ from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import HOLDOUT, holdout_answers, read_verdict, score_warnings
 from evomerge.searching.record import TrialRecord, base_of
-from evomerge.searching.study import TASKS
+from evomerge.searching.study import PUBLISHED, TASKS, published_sentence
 
 SAMPLES = "search_documents.json"
 """File beside the card: task -> numbers of the documents that the trial was scored on."""
@@ -100,6 +100,8 @@ def _scores(
         lines += ["Measured on holdout documents, which the search never saw:", ""]
         names = {number: each.name for number, each in by_number.items()}
         lines += [*(f"- {line}" for line in verdict.lines(names)), ""]
+    if public := attributes.get(PUBLISHED):
+        lines += [f"It was {published_sentence(public)}.", ""]
     if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):
         lines += ["These scores are in doubt:", "", *(f"- {doubt}" for doubt in doubts), ""]
     for title, rows in (

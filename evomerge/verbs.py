@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +21,7 @@ from evomerge.files import write_text
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
+from evomerge.scorers import published
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
@@ -38,6 +39,7 @@ from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
     IDENTITY,
+    PUBLISHED,
     TASKS,
     carry_over,
     differences,
@@ -46,6 +48,7 @@ from evomerge.searching.study import (
     finished,
     note,
     open_study,
+    published_sentence,
     take_up_interrupted,
     write_goal,
 )
@@ -98,6 +101,8 @@ class Check:
     budget: Budget
     base: Scorecard | None
     """Of the probe's few documents; None without a probe."""
+    published: Mapping[str, str]
+    """Task -> the public test set that its documents are from, in words."""
     power: Power | None
     """Which gains the documents show; None where nothing is known of their noise."""
 
@@ -205,6 +210,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
         throughput=_throughput(bench) if probe else (),
         budget=budget,
         base=base,
+        published=published(bench.scorer),
         power=_power(bench, None if base is None or plain is None else (base, plain)),
     )
 
@@ -267,6 +273,10 @@ def _run(
     study.sampler = SpaceSampler(inner, distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
+    public = published(bench.scorer)
+    if public and PUBLISHED not in study.user_attrs:
+        log.info("%s", published_sentence(public))
+    study.set_user_attr(PUBLISHED, public)
     off = bench.guiding()
     guiding = "along the gradient" if off is None else f"off: {off}"
     guide = None

@@ -33,6 +33,9 @@ HISTORY = "history"
 TASKS = "tasks"
 """Study attribute: task -> how it is asked: folder, num_fewshot, chat_template, dtype, ..."""
 
+PUBLISHED = "published"
+"""Study attribute: task -> the public test set that its documents are from, in words."""
+
 BATCH_TOKENS = "batch_tokens"
 """Study attribute: tokens in a forward pass, found at the first start or configured."""
 
@@ -67,6 +70,15 @@ def read_goal(attributes: Mapping[str, Any]) -> Goal:
     targets = {task: Target(**row) for task, row in attributes[OBJECTIVE].items()}
     facts = attributes.get(GOAL, {"kind": "metric"})
     return Goal(points=Objective(targets=targets), **facts)
+
+
+def published_sentence(published: Mapping[str, str]) -> str:
+    """Which tasks are public test sets, and what that means; of at least one."""
+    names = ", ".join(f"{task} ({words})" for task, words in published.items())
+    return (
+        f"searched on public test sets: {names}; on these, the winner's scores do not compare "
+        "with those of models that were not chosen by them"
+    )
 
 
 def note(study: optuna.Study, name: str, text: str) -> None:
