@@ -19,12 +19,12 @@ from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import (
     holdout_answers,
     holdout_metrics,
-    rank,
     read_verdict,
     score_warnings,
 )
 from evomerge.searching.objective import Goal
 from evomerge.searching.plateau import PLATEAU, Plateau, read_plateau
+from evomerge.searching.ranking import rank
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import OBJECTIVE, TASKS, find_study, read_goal

@@ -10,8 +10,8 @@ from evomerge.merging.models import Models
 from evomerge.methods.method import Parameter
 from evomerge.recipe import BASE, MERGED, Recipe, Rule
 from evomerge.searching.baselines import whole
-from evomerge.searching.finalists import rank
 from evomerge.searching.groups import Cell, make_groups
+from evomerge.searching.ranking import rank
 from evomerge.searching.record import read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.space import Range, SearchSpace, Space

@@ -2,10 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
-import numpy as np
 import optuna
 
 from evomerge.errors import CandidateError
@@ -18,17 +16,10 @@ from evomerge.scoring.scorecard import (
     to_json,
     write_documents,
 )
-from evomerge.searching.intervals import (
-    Gain,
-    Scored,
-    estimate,
-    gains,
-    gains_by_task,
-    least,
-    tabulate,
-)
+from evomerge.searching.intervals import Gain, Scored, gains, gains_by_task, least
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective
+from evomerge.searching.ranking import choose_finalists, rank
 from evomerge.searching.record import POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.verdict import Verdict, verdict_from_json
@@ -38,93 +29,6 @@ log = logging.getLogger(__name__)
 HOLDOUT = "holdout"
 """Prefix of study attributes: `holdout:12` has the metrics of trial 12."""
 VERDICT = "verdict"
-
-_WITHIN_NOISE = NormalDist().inv_cdf(0.95)
-"""Standard errors that a candidate may be behind the best one and still be a finalist."""
-
-
-def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
-    """Complete trials of distinct weights, the best on the search documents first.
-
-    For the goal `both`, leaders and baselines whose points are known come first, best points
-    first, equal ones by the smooth value; then the others by the smooth value.
-    """
-    distinct: dict[str | None, TrialRecord] = {}
-    for record in records:
-        if record.value is not None:
-            distinct.setdefault(record.fingerprint, record)
-    ranked = sorted(distinct.values(), key=lambda r: -(r.value or 0.0))
-    if goal.kind != "both":
-        return ranked
-    points = {
-        record.number: goal.points.value_of(record.metrics)
-        for place, record in enumerate(ranked)
-        if place < goal.leaders or record.baseline is not None
-    }
-    known = {number: value for number, value in points.items() if value is not None}
-    judged = [record for record in ranked if record.number in known]
-    judged.sort(key=lambda record: -known[record.number])  # stable: equal ones stay by value
-    return [*judged, *(record for record in ranked if record.number not in known)]
-
-
-def choose_finalists(
-    records: Sequence[TrialRecord], goal: Goal, folder: RunFolder, count: int
-) -> list[TrialRecord]:
-    """At most `count` candidates, best first: those that may be the best, as far as the search
-    documents tell.
-
-    The best candidate always is one. Another is where the upper end of the one-sided 95% interval
-    of its paired difference to the best trial, be it a baseline, reaches zero: one that was shown
-    to be worse would cost holdout documents and widen all intervals for nothing. One whose every
-    document has the score of a better finalist's is left out as well: it would tell nothing new.
-    """
-    ranked = rank(records, goal)
-    found: list[TrialRecord] = []
-    seen: list[Scored] = []
-    best = _scored_on_search(ranked[0], goal, folder) if ranked else None
-    for record in ranked:
-        if len(found) == count:
-            break
-        if record.baseline is not None:
-            continue
-        scored = _scored_on_search(record, goal, folder)
-        if scored is None or best is None:
-            break  # its points are not known: those of all behind it are not either
-        if not found or (
-            _may_be_best(scored, best, goal)
-            and not any(_same_scores(scored, other, goal) for other in seen)
-        ):
-            found.append(record)
-            seen.append(scored)
-    return found
-
-
-def _scored_on_search(record: TrialRecord, goal: Goal, folder: RunFolder) -> Scored | None:
-    metrics = goal.judged.found(record.metrics)
-    if metrics is None:
-        return None
-    return Scored(
-        metrics=metrics, documents=read_documents(folder.documents("search", record.number))
-    )
-
-
-def _may_be_best(scored: Scored, best: Scored, goal: Goal) -> bool:
-    tables = tabulate([(scored, best)], goal.judged)
-    if tables is None:  # no mean over documents: nothing is known of its noise
-        return True
-    value, error = estimate(tables, goal.judged.shares())
-    return bool(value[0] + _WITHIN_NOISE * error[0] >= 0)
-
-
-def _same_scores(scored: Scored, other: Scored, goal: Goal) -> bool:
-    return all(
-        np.array_equal(
-            scored.documents[task].values[target.metric],
-            other.documents[task].values[target.metric],
-            equal_nan=True,
-        )
-        for task, target in goal.judged.targets.items()
-    )
 
 
 def score_finalists(
@@ -275,24 +179,24 @@ def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Ver
         return None
     winner = ranked[0]
     finalists = list(dict.fromkeys((winner.number, *(n for n in scored if n not in rivals))))
-    gain_over = _gains_of_winner(finalists, rivals, scored, goal, seed)
-    opponent = min(rivals, key=lambda rival: gain_over[rival].value)
-    if winner.baseline is not None:
-        opponent = winner.number
-    single = [n for n in rivals if records[n].baseline in records[n].recipe.sources]
-    source = min(single, key=lambda rival: gain_over[rival].value, default=None)
+    over = _gains_of_winner(finalists, rivals, scored, goal, seed)
+    opponent = min(over, key=lambda rival: over[rival].value)
+    # A baseline that was the best on the search documents is not beside itself, nor beside others.
+    alone = winner.baseline is not None
+    singles = [n for n in over if records[n].baseline in records[n].recipe.sources]
+    others = [] if winner.number in singles else singles
+    source = min(others, key=lambda number: over[number].value, default=None)
     verdict = Verdict(
         winner=winner.number,
-        opponent=opponent,
-        gain=least([gain_over[n] for n in ([opponent] if opponent == winner.number else rivals)]),
-        **_optimism(study, winner, goal),
+        opponent=winner.number if alone else opponent,
+        gain=Gain(value=0.0, low=0.0, high=0.0) if alone else least(list(over.values())),
+        optimism=_optimism(study, winner, goal),
+        optimism_unit=goal.judged.unit,
         score=goal.points.value(scored[winner.number].metrics),
-        source=None if source == winner.number else source,
-        source_gain=None
-        if source in (None, winner.number)
-        else least([gain_over[n] for n in single]),
+        source=source,
+        source_gain=None if source is None else least([over[n] for n in singles]),
         tasks={}
-        if opponent == winner.number
+        if alone
         else gains_by_task(scored[winner.number], scored[opponent], goal.points, seed),
         comparisons=(len(finalists), len(rivals)),
     )
@@ -313,14 +217,14 @@ def _gains_of_winner(
     return dict(zip(rivals, found, strict=False))
 
 
-def _optimism(study: optuna.Study, winner: TrialRecord, goal: Goal) -> dict[str, Any]:
+def _optimism(study: optuna.Study, winner: TrialRecord, goal: Goal) -> float:
     """Like with like: what the winner was chosen by, on either side."""
     on_search = goal.judged.value_of(winner.metrics)
     held = from_json(holdout_metrics(study.user_attrs)[winner.number])
     on_holdout = goal.judged.value_of(held)
     assert on_search is not None  # it was ranked by this
     assert on_holdout is not None  # and scored on goal.holdout_kinds
-    return {"optimism": on_search - on_holdout, "optimism_unit": goal.judged.unit}
+    return on_search - on_holdout
 
 
 def read_verdict(attributes: Mapping[str, Any]) -> Verdict | None:
