@@ -9,12 +9,14 @@ judged together, q is one of the largest of them (max-t; Romano and Wolf 2005, E
 1237-1282): then all intervals hold at once with the stated probability, however alike the
 candidates are, and whichever of them is looked at afterwards.
 
-In s² of a task one more document is imagined, which differs as much as any document does. Without
-it, few documents of equal difference would look like certainty.
+In s² of a task one more document is imagined, which differs as much as any document does, and q is
+never less than a normal distribution's. Without these, few documents that differ would look like
+certainty, for resamples of them hardly stray.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -78,14 +80,15 @@ class Differences:
 
     def together(self, level: float = LEVEL) -> list[Gain]:
         """Intervals that all hold at once with the probability `level`."""
-        return self._gains(np.quantile(self.draws.max(1), level))
+        return self._gains(np.quantile(self.draws.max(1), level), level)
 
     def each(self, level: float = LEVEL) -> list[Gain]:
         """Intervals of which each holds with the probability `level`."""
-        return self._gains(np.quantile(self.draws, level, axis=0))
+        return self._gains(np.quantile(self.draws, level, axis=0), level)
 
-    def _gains(self, quantile: Any) -> list[Gain]:
-        low, high = (self.values + sign * quantile * self.errors for sign in (-1, 1))
+    def _gains(self, quantile: Any, level: float) -> list[Gain]:
+        reach = np.maximum(quantile, NormalDist().inv_cdf((1 + level) / 2)) * self.errors
+        low, high = self.values - reach, self.values + reach
         rows = zip(self.values, low, high, strict=True)
         return [Gain(value=float(v), low=float(a), high=float(b)) for v, a, b in rows]
 

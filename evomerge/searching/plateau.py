@@ -2,7 +2,7 @@
 
 The last 40 candidates are compared, document by document, with the best trial before them. It is a
 plateau where none was shown to be better (one-sided, at 5 % over all 40, Bonferroni), and where
-their estimates spread less than the standard error of a difference: then the order among them is
+their estimates spread no more than the standard error of a difference: then the order among them is
 mostly chance, and more trials of the kind choose luck. Baselines, steps along the gradient and
 repeats of scored weights do not count.
 
@@ -56,7 +56,7 @@ class Plateau:
         spread, noise = (amount(value, self.unit) for value in (self.spread, self.noise))
         return (
             f"Plateau: since trial {self.since} no candidate was shown to be better than the best "
-            f"before, and the last ones differ by {spread} (standard deviation), less than the "
+            f"before, and the last ones differ by {spread} (standard deviation), no more than the "
             f"{noise} of noise in a difference. More trials of this kind would choose by luck; "
             "more documents, other methods or another space may tell more."
         )
@@ -87,7 +87,7 @@ def find_plateau(
         return None
     low, high = np.quantile([each.value for each in known], [0.25, 0.75])
     spread, noise = float(high - low) / 1.349, median(each.error for each in known)
-    if spread >= noise:
+    if spread > noise:
         return None
     return Plateau(
         since=last[0].number, trials=window, spread=spread, noise=noise, unit=objective.unit
