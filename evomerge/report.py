@@ -23,6 +23,7 @@ from evomerge.searching.finalists import (
     read_verdict,
     score_warnings,
 )
+from evomerge.searching.guidance import GUIDANCE
 from evomerge.searching.objective import Goal
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder
@@ -44,6 +45,9 @@ class RunReport:
     verdict: Verdict | None
     tasks: Mapping[str, Any]
     """Task -> how it is asked."""
+    guidance: Mapping[str, Any] | None
+    """`start`: the trial where steps along the gradient began; `end`: why they ended. None: there
+    are none."""
     running: bool
 
     @property
@@ -103,8 +107,8 @@ class RunReport:
 
     def trials(self) -> pd.DataFrame:
         """One row per trial: number, name, baseline, state, value (what is climbed), estimate and
-        why it was pruned, points, task metrics on search and holdout documents (`capital`,
-        `capital holdout`; of a pruned trial none), shares of its answers to the search documents
+        why it was pruned, steps along the gradient before it, points, task metrics on search and
+        holdout documents (`capital`, `capital holdout`; of a pruned trial none), shares of its answers to the search documents
         (`capital cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase,
         failure, warnings.
         """
@@ -118,6 +122,7 @@ class RunReport:
                 "value": record.value,
                 "estimate": record.estimate,
                 "pruned": record.pruned,
+                "step": record.step,
                 "points": self.points(record),
             }
             full = () if record.value is None else record.metrics
@@ -172,6 +177,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         holdout=holdout,
         holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
+        guidance=attributes.get(GUIDANCE),
         tasks=attributes[TASKS],
         running=_locked(folder.path / "lock"),
     )
@@ -207,11 +213,13 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             axes.scatter(numbers, list(map(height, records)), label=label, **{"s": 14, **style})
 
     scored = [record for record in report.records if record.value is not None]
-    pruned = [record for record in report.records if record.estimate is not None]
+    pruned = [record for record in report.records if record.pruned is not None]
+    steps = [record for record in report.records if record.state == "step"]
     plain = [record for record in scored if record.baseline is not None]
     dots([record for record in scored if record.baseline is None], "trial", color="tab:blue")
     dots(plain, "baseline", color="tab:orange")
     dots(pruned, "pruned, estimate", marker="x", linewidth=0.8, color="tab:gray")
+    dots(steps, "gradient step, estimate", marker=".", s=10, color="tab:purple")
     doubted = [record for record in scored if report.warnings(record)]
     dots(doubted, "in doubt (evomerge status says why)", s=18, marker="+", color="tab:red")
     best = list(accumulate(map(height, scored), max))
@@ -230,7 +238,7 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
     axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
     axes.legend(loc="lower right")
     if unit == "nats":
-        _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned)])
+        _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned, *steps)])
 
 
 def _cut_off_the_hopeless(axes: Any, values: Sequence[float]) -> None:

@@ -19,6 +19,8 @@ class Progress:
     done: int = 0
     failed: int = 0
     pruned: int = 0
+    steps: int = 0
+    """Along the gradient."""
     shares: list[float] = field(default_factory=list)
     """Of the search documents, how much was scored for each trial that scored any."""
     best: TrialRecord | None = None
@@ -28,12 +30,13 @@ class Progress:
 
     def add(self, record: TrialRecord, *, earlier: bool = False) -> None:
         """Counts a trial; `earlier`: one that another process finished, which tells no speed."""
-        if record.state not in ("complete", "pruned", "failed"):
+        if record.state not in ("complete", "step", "pruned", "failed"):
             return
         self.done += 1
         self._here += not earlier
         self.failed += record.state == "failed"
         self.pruned += record.state == "pruned"
+        self.steps += record.state == "step"
         if record.share is not None and record.baseline is None:
             self.shares.append(record.share)
         if record.value is None:
@@ -66,6 +69,8 @@ class Progress:
             if record is not None and record.value is not None:
                 value = self.goal.text(record.value, record.metrics)
                 words.append(f"{name} {value} ({record.name})")
+        if self.steps:
+            words.append(f"{self.steps} gradient steps")
         if self.pruned:
             share = 100 * mean(self.shares) if self.shares else 100.0
             words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
@@ -88,7 +93,8 @@ def outcome_text(record: TrialRecord, goal: Goal) -> str:
     """How one trial ended, for the log."""
     if record.estimate is not None:
         estimate = amount(record.estimate, goal.climbed.unit, digits=2)
-        return f"pruned {record.pruned_because}; estimate {estimate}"
+        pruned = "" if record.state == "step" else "pruned "
+        return f"{pruned}{record.pruned_because}; estimate {estimate}"
     if record.value is None:
         return record.failure or record.state
     return goal.text(record.value, record.metrics, digits=2)
