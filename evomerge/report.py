@@ -108,9 +108,9 @@ class RunReport:
     def trials(self) -> pd.DataFrame:
         """One row per trial: number, name, baseline, state, value (what is climbed), estimate and
         why it was pruned, steps along the gradient before it, points, task metrics on search and
-        holdout documents (`capital`, `capital holdout`; of a pruned trial none), shares of its answers to the search documents
-        (`capital cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase,
-        failure, warnings.
+        holdout documents (`capital`, `capital holdout`; of a pruned trial none), shares of its
+        answers to the search documents (`capital cut_off`, `capital empty`, ...), documents scored
+        by kind, seconds by phase, failure, warnings.
         """
         rows = []
         for record in self.records:
