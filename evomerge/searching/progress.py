@@ -17,6 +17,8 @@ class Progress:
     budget: Budget
     goal: Goal
     done: int = 0
+    documents: int = 0
+    """Search documents scored for them, of all kinds."""
     failed: int = 0
     pruned: int = 0
     shares: list[float] = field(default_factory=list)
@@ -24,6 +26,7 @@ class Progress:
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
     _here: int = 0
+    _documents_here: int = 0
     _started: float = field(default_factory=time.monotonic)
 
     def add(self, record: TrialRecord, *, earlier: bool = False) -> None:
@@ -31,7 +34,10 @@ class Progress:
         if record.state not in ("complete", "pruned", "failed"):
             return
         self.done += 1
-        self._here += not earlier
+        self.documents += record.scored
+        if not earlier:
+            self._here += 1
+            self._documents_here += record.scored
         self.failed += record.state == "failed"
         self.pruned += record.state == "pruned"
         if record.share is not None and record.baseline is None:
@@ -54,6 +60,9 @@ class Progress:
         rate = self.rate()
         if self.budget.trials is not None and rate:
             ends.append(timedelta(hours=(self.budget.trials - self.done) / rate))
+        if self.budget.documents is not None and self._documents_here:
+            pace = (time.monotonic() - self._started) / self._documents_here
+            ends.append(timedelta(seconds=(self.budget.documents - self.documents) * pace))
         if self.budget.deadline is not None:
             ends.append(self.budget.deadline - datetime.now())
         return max(min(ends), timedelta()) if ends else None
@@ -62,6 +71,8 @@ class Progress:
         """`trial 57/200 · best 61.2 points (trial 48) · best baseline 44.5 points (ties) · ...`"""
         limit = f"/{self.budget.trials}" if self.budget.trials is not None else ""
         words = [f"trial {self.done}{limit}"]
+        if self.budget.documents is not None:
+            words.append(f"{self.documents}/{self.budget.documents} documents")
         for name, record in (("best", self.best), ("best baseline", self.best_baseline)):
             if record is not None and record.value is not None:
                 value = self.goal.text(record.value, record.metrics)
