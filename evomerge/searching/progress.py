@@ -17,6 +17,8 @@ class Progress:
     budget: Budget
     goal: Goal
     done: int = 0
+    documents: int = 0
+    """Search documents scored for them, of all kinds."""
     failed: int = 0
     pruned: int = 0
     steps: int = 0
@@ -26,6 +28,7 @@ class Progress:
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
     _here: int = 0
+    _documents_here: int = 0
     _started: float = field(default_factory=time.monotonic)
 
     def add(self, record: TrialRecord, *, earlier: bool = False) -> None:
@@ -33,7 +36,10 @@ class Progress:
         if record.state not in ("complete", "step", "pruned", "failed"):
             return
         self.done += 1
-        self._here += not earlier
+        self.documents += record.scored
+        if not earlier:
+            self._here += 1
+            self._documents_here += record.scored
         self.failed += record.state == "failed"
         self.pruned += record.state == "pruned"
         self.steps += record.state == "step"
@@ -57,6 +63,9 @@ class Progress:
         rate = self.rate()
         if self.budget.trials is not None and rate:
             ends.append(timedelta(hours=(self.budget.trials - self.done) / rate))
+        if self.budget.documents is not None and self._documents_here:
+            pace = (time.monotonic() - self._started) / self._documents_here
+            ends.append(timedelta(seconds=(self.budget.documents - self.documents) * pace))
         if self.budget.deadline is not None:
             ends.append(self.budget.deadline - datetime.now())
         return max(min(ends), timedelta()) if ends else None
@@ -65,6 +74,8 @@ class Progress:
         """`trial 57/200 · best 61.2 points (trial 48) · best baseline 44.5 points (ties) · ...`"""
         limit = f"/{self.budget.trials}" if self.budget.trials is not None else ""
         words = [f"trial {self.done}{limit}"]
+        if self.budget.documents is not None:
+            words.append(f"{self.documents}/{self.budget.documents} documents")
         for name, record in (("best", self.best), ("best baseline", self.best_baseline)):
             if record is not None and record.value is not None:
                 value = self.goal.text(record.value, record.metrics)

@@ -80,6 +80,11 @@ class TrialRecord:
         return Recipe.from_mapping(self.recipe_mapping, f"the recipe of trial {self.number}")
 
     @property
+    def scored(self) -> int:
+        """Search documents scored for it, of all kinds."""
+        return sum(self.documents.values())
+
+    @property
     def name(self) -> str:
         """`trial 12`, or the baseline's name."""
         return self.baseline or f"trial {self.number}"
