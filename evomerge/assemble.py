@@ -39,6 +39,7 @@ from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind, Scorer, score_
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective, Target, choose_goal
 from evomerge.searching.racing import EarlyStopping, Racing
+from evomerge.searching.references import choose_normalisation, make_constraints
 from evomerge.searching.run_folder import Side
 from evomerge.searching.space import Space
 from evomerge.searching.stacks import StackSpace
@@ -141,9 +142,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         scorer=scorer,
         budget=budget,
         splits=splits,
-        goal=choose_goal(
-            config.objective, Objective(targets=targets), scorer.smooth, config.finalists
-        ),
+        goal=_goal(loaded, Objective(targets=targets), scorer),
         early_stopping=None
         if config.early_stopping is None
         else EarlyStopping(**dataclasses.asdict(config.early_stopping)),
@@ -160,6 +159,20 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         device=device,
         run=run,
         pass_reason=reason,
+    )
+
+
+def _goal(loaded: LoadedConfig, points: Objective, scorer: Scorer) -> Goal:
+    config = loaded.config
+    normalise, reason = choose_normalisation(config.normalise, points)
+    goal = choose_goal(config.objective, points, scorer.smooth, config.finalists)
+    return dataclasses.replace(
+        goal,
+        normalise=normalise,
+        normalise_reason=reason,
+        constraints=make_constraints(
+            {name: limit.given() for name, limit in config.constraints.items()}, points
+        ),
     )
 
 
@@ -258,6 +271,11 @@ def identity(bench: Bench) -> dict[str, Any]:
         # Batches are filled within a block, and the last digits depend on them.
         "blocks": len(bench.blocks("search")),
     }
+    # Left out where they are as runs without them have it.
+    if bench.goal.normalise != "raw":
+        facts["normalise"] = bench.goal.normalise
+    if bench.goal.constraints:
+        facts["constraints"] = {each.task: each.sentence() for each in bench.goal.constraints}
     if bench.models.digest is not None:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
     if bench.template.calibration is not None:

@@ -31,8 +31,9 @@ from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
+from evomerge.searching.constraints import LimitKind
 from evomerge.searching.groups import Depth, Ends
-from evomerge.searching.objective import GoalKind
+from evomerge.searching.objective import GoalKind, Normalise
 from evomerge.searching.racing import EarlyStopping
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.stacks import Order
@@ -146,6 +147,26 @@ class EarlyStoppingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConstraintConfig:
+    """A limit to one task's metric: one of these."""
+
+    __pydantic_config__ = _STRICT
+
+    below_base: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def given(self) -> dict[LimitKind, float]:
+        """The limits that are set."""
+        limits: dict[LimitKind, float | None] = {
+            "below_base": self.below_base,
+            "at_least": self.at_least,
+            "at_most": self.at_most,
+        }
+        return {kind: amount for kind, amount in limits.items() if amount is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
     """One search; the types of the file's keys."""
 
@@ -159,6 +180,8 @@ class SearchConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     objective: GoalKind | None = None
+    normalise: Literal["auto"] | Normalise = "auto"
+    constraints: dict[str, ConstraintConfig] = field(default_factory=dict)
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
     )
@@ -233,6 +256,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{BASE!r} and {MERGED!r}"
             )
     problems += _stack_problems(config)
+    problems += _constraint_problems(config)
     if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
         hint = did_you_mean(config.vocabulary, known)
         problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
@@ -283,6 +307,19 @@ def _stack_problems(config: SearchConfig) -> list[str]:
             problems.append(f"space.stack.sources: {name!r}: {did_you_mean(name, known)}")
     if config.device == "spread":
         problems.append("device: spread: a stack needs the live model on one device")
+    return problems
+
+
+def _constraint_problems(config: SearchConfig) -> list[str]:
+    problems = []
+    for name, constraint in config.constraints.items():
+        if len(constraint.given()) != 1:
+            problems.append(
+                f"constraints.{name}: expected one of below_base (points), at_least, at_most, got "
+                f"{constraint.given() or 'none'}"
+            )
+    if not any((task or TaskConfig()).weight for task in config.tasks.values()):
+        problems.append("tasks: every weight is 0; expected one above 0 at least")
     return problems
 
 

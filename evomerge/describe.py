@@ -14,6 +14,7 @@ from evomerge.model_card import SAMPLES, lm_eval_commands, score_command
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
+from evomerge.searching.objective import UNIT_NAMES
 from evomerge.searching.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def describe_check(found: "Check") -> str:
         )
     lines += [
         f"climbs   {bench.goal.kind}: {bench.goal.reason}",
+        f"scale    {bench.goal.normalise}: {bench.goal.normalise_reason}",
+        *(f"limit    {constraint.sentence()}" for constraint in bench.goal.constraints),
         f"stopping {bench.stopping()}",
         f"space    {found.parameters} parameters; {bench.space.describe()}",
         f"sampler  {found.sampler[0]}: {found.sampler[1]}",
@@ -112,8 +115,11 @@ def describe_run(run: Path, storage: str | None = None) -> str:
         + ", ".join(f"{count} {state}" for state, count in counts.items())
     ]
     lines += _economy(report)
+    lines += _limits(report)
     if report.holdout:
-        lines += ["", "holdout documents, in points (percent):", "", _table(report)]
+        unit = report.goal.points.unit
+        scale = "" if unit == "points" else f", mean in {UNIT_NAMES[unit]}"
+        lines += ["", f"holdout documents, in points (percent){scale}:", "", _table(report)]
         lines += _doubts(report, [r for r in report.records if r.number in report.holdout])
     elif report.ranked:
         lines += ["", "search documents:", ""]
@@ -141,6 +147,7 @@ def describe_run(run: Path, storage: str | None = None) -> str:
             sentence,
             f"Optimism: its score on the search documents is {report.verdict.optimism_text()} "
             "from that on the holdout.",
+            *(limit.sentence() for limit in report.limits),
         ]
         if doubts := report.warnings(report.by_number[report.verdict.winner]):
             lines += ["But the winner's score is in doubt:", *(f"  {doubt}" for doubt in doubts)]
@@ -162,6 +169,19 @@ def _economy(report: RunReport) -> list[str]:
         if count
     ]
     return [*lines, f"documents scored: {', '.join(counts)}"] if counts else lines
+
+
+def _limits(report: RunReport) -> list[str]:
+    """The constraints, how many trials break them, and what 100 % of the gain is not."""
+    lines = [f"scale of {note}" for note in report.scale_notes]
+    if constraints := report.goal.constraints:
+        scored = [record for record in report.records if record.value is not None]
+        broken = sum(not record.feasible for record in scored)
+        limits = "; ".join(constraint.sentence() for constraint in constraints)
+        lines.append(f"constraints: {limits}; broken by {broken} of {len(scored)} trials")
+        if scored and broken == len(scored):
+            lines.append("no trial keeps the constraints yet, so none can win")
+    return lines
 
 
 def _doubts(report: RunReport, records: Sequence[TrialRecord]) -> list[str]:
@@ -205,7 +225,8 @@ def _table(report: RunReport) -> str:
     objective = report.goal.points
     tasks = list(objective.targets)
     smooth = report.goal.kind != "metric"
-    rows = [["", "candidate", "mean", *tasks, "search mean", *(["search nats"] * smooth)]]
+    unit = "nats" if report.goal.climbed.unit == "nats" else "smooth"
+    rows = [["", "candidate", "mean", *tasks, "search mean", *([f"search {unit}"] * smooth)]]
     for number, scored in sorted(
         report.holdout.items(), key=lambda item: -objective.value(item[1])
     ):

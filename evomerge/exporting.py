@@ -126,7 +126,11 @@ def recipe_of_run(run: Path | str, trial: int | None = None, storage: str | None
 
 
 def _winner(records: Sequence[TrialRecord], attributes: Mapping[str, Any]) -> TrialRecord:
-    ranked = rank(records, read_goal(attributes))
+    goal = read_goal(attributes)
+    ranked = rank(records, goal)
+    if not ranked and any(record.value is not None for record in records):
+        limits = "; ".join(constraint.sentence() for constraint in goal.constraints)
+        raise UserError(f"no trial keeps the constraints ({limits}); choose one with --trial")
     if not ranked:
         raise UserError("the run has no scored trial yet; let it finish one")
     return ranked[0]

@@ -23,8 +23,10 @@ from evomerge.searching.finalists import (
     read_verdict,
     score_warnings,
 )
-from evomerge.searching.objective import Goal
+from evomerge.searching.holdout_limits import HeldLimit, read_limits
+from evomerge.searching.objective import UNIT_NAMES, Goal
 from evomerge.searching.record import TrialRecord, base_of, read_trials
+from evomerge.searching.references import REFERENCES
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import OBJECTIVE, TASKS, find_study, read_goal
 from evomerge.searching.verdict import Verdict
@@ -42,6 +44,10 @@ class RunReport:
     holdout_answers: Mapping[int, Answers]
     """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
+    limits: Sequence[HeldLimit]
+    """How the winner keeps the constraints on the holdout documents."""
+    scale_notes: Sequence[str]
+    """Where a metric's scale is not the best source's gain, in words."""
     tasks: Mapping[str, Any]
     """Task -> how it is asked."""
     running: bool
@@ -102,11 +108,11 @@ class RunReport:
         return {phase: median(spent) for phase, spent in phases.items()}
 
     def trials(self) -> pd.DataFrame:
-        """One row per trial: number, name, baseline, state, value (what is climbed), estimate and
-        why it was pruned, points, task metrics on search and holdout documents (`capital`,
-        `capital holdout`; of a pruned trial none), shares of its answers to the search documents
-        (`capital cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase,
-        failure, warnings.
+        """One row per trial: number, name, baseline, state, value (what is climbed), whether it is
+        feasible (keeps the constraints), estimate and why it was pruned, points, task metrics on
+        search and holdout documents (`capital`, `capital holdout`; of a pruned trial none), shares
+        of its answers to the search documents (`capital cut_off`, `capital empty`, ...), documents
+        scored by kind, seconds by phase, failure, warnings.
         """
         rows = []
         for record in self.records:
@@ -116,6 +122,7 @@ class RunReport:
                 "baseline": record.baseline,
                 "state": record.state,
                 "value": record.value,
+                "feasible": record.feasible,
                 "estimate": record.estimate,
                 "pruned": record.pruned,
                 "points": self.points(record),
@@ -172,6 +179,8 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         holdout=holdout,
         holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
+        limits=read_limits(attributes),
+        scale_notes=attributes.get(REFERENCES, {}).get("notes", ()),
         tasks=attributes[TASKS],
         running=_locked(folder.path / "lock"),
     )
@@ -195,7 +204,7 @@ def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> No
 
 def _draw_scores(axes: Any, report: RunReport) -> None:
     unit = report.goal.climbed.unit
-    factor = 100 if unit == "points" else 1
+    factor = 1 if unit == "nats" else 100
 
     def height(record: TrialRecord) -> float:
         value = record.estimate if record.value is None else record.value
@@ -214,8 +223,11 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
     dots(pruned, "pruned, estimate", marker="x", linewidth=0.8, color="tab:gray")
     doubted = [record for record in scored if report.warnings(record)]
     dots(doubted, "in doubt (evomerge status says why)", s=18, marker="+", color="tab:red")
-    best = list(accumulate(map(height, scored), max))
-    numbers = [record.number for record in scored]
+    broken = [record for record in scored if not record.feasible]
+    dots(broken, "breaks a constraint", marker="x", linewidth=0.8, color="tab:red")
+    kept = [record for record in scored if record.feasible]
+    best = list(accumulate(map(height, kept), max))
+    numbers = [record.number for record in kept]
     axes.step(numbers, best, where="post", color="tab:green", label="best so far")
     if plain:
         top = max(plain, key=height)
@@ -227,9 +239,13 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             ha="right",
             va="bottom",
         )
-    axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
+    axes.set(
+        xlabel="trial",
+        ylabel=f"{UNIT_NAMES[unit]} on the search documents",
+        title="Scores over trials",
+    )
     axes.legend(loc="lower right")
-    if unit == "nats":
+    if report.goal.kind != "metric":
         _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned)])
 
 
@@ -291,7 +307,9 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
     colours = ["tab:green" if number == winner else "tab:gray" for number, _ in ordered]
     bars = axes.barh(names, values, color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=2)
-    axes.set(xlabel="points", xlim=(min(0.0, *values), 1.15 * max(values)))
+    axes.set(
+        xlabel=UNIT_NAMES[report.goal.points.unit], xlim=(min(0.0, *values), 1.15 * max(values))
+    )
 
 
 def _locked(lock: Path) -> bool:

@@ -24,10 +24,12 @@ from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
+from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
+from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
 from evomerge.searching.study import (
@@ -62,6 +64,8 @@ _COMPARABLE = (
     "code",
     "generation",
     "objective",
+    "normalise",
+    "constraints",
 )
 
 
@@ -268,18 +272,24 @@ def _run(
         "memory": bench.memory.sentence(),
         "merging": bench.pass_reason,
         "objective": f"{bench.goal.kind}: {bench.goal.reason}",
+        "normalise": f"{bench.goal.normalise}: {bench.goal.normalise_reason}",
+        "constraints": [constraint.sentence() for constraint in bench.goal.constraints],
         "early stopping": bench.stopping(),
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
     log.info("objective %s: %s", bench.goal.kind, bench.goal.reason)
+    log.info("normalise %s: %s", bench.goal.normalise, bench.goal.normalise_reason)
+    for constraint in bench.goal.constraints:
+        log.info("constraint: %s", constraint.sentence())
     log.info("early stopping: %s", bench.stopping())
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
     evaluate = evaluator(bench, folder.statistics)
     _keep_budget(bench, study)
-    progress = Progress(budget=budget, goal=bench.goal)
+    goal = with_references(bench.goal, study.user_attrs.get(REFERENCES))
+    progress = Progress(budget=budget, goal=goal)
     known = read_trials(study)
     for record in known:
         progress.add(record, earlier=True)
@@ -288,8 +298,9 @@ def _run(
     def on_trial(record: TrialRecord) -> None:
         nonlocal base
         base = base or base_of([record])
+        progress.goal = loop.goal
         progress.add(record)
-        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
+        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, loop.goal))
         if doubts := score_warnings(record, base, {}):
             log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
         if record.remarks:
@@ -304,7 +315,9 @@ def _run(
     loop = Loop(
         study=study,
         space=bench.space,
-        goal=bench.goal,
+        goal=goal,
+        sources=tuple(bench.template.sources),
+        constrained={c.task: bench.documents("search")[c.task] for c in goal.constraints},
         racing=bench.racing(),
         on_refusal=on_refusal,
         folder=folder,
@@ -318,7 +331,7 @@ def _run(
         score_finalists(
             study,
             folder,
-            bench.goal,
+            loop.goal,
             config.finalists,
             evaluate,
             stop_asked=lambda: loop.stop_asked,
@@ -326,7 +339,11 @@ def _run(
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
-    verdict = decide(study, folder, bench.goal, config.seed)
+    if not loop.goal.settled:
+        log.warning("the budget ended before base and sources were scored: no trial has a value")
+    verdict = decide(study, folder, loop.goal, config.seed)
+    if verdict is not None:
+        check_limits(study, folder, loop.goal, verdict.winner, config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
 
 

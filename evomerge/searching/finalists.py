@@ -31,14 +31,15 @@ VERDICT = "verdict"
 
 
 def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
-    """Complete trials of distinct weights, the best on the search documents first.
+    """Complete trials of distinct weights that keep all limits, the best on the search documents
+    first.
 
     For the goal `both`, leaders and baselines whose points are known come first, best points
     first, equal ones by the smooth value; then the others by the smooth value.
     """
     distinct: dict[str | None, TrialRecord] = {}
     for record in records:
-        if record.value is not None:
+        if record.value is not None and record.feasible:
             distinct.setdefault(record.fingerprint, record)
     ranked = sorted(distinct.values(), key=lambda r: -(r.value or 0.0))
     if goal.kind != "both":
@@ -194,6 +195,7 @@ def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Ver
     scored = scored_on_holdout(study, folder, goal.points)
     ranked = [record for record in rank(list(records.values()), goal) if record.number in scored]
     rivals = [number for number in scored if records[number].baseline is not None]
+    rivals = [number for number in rivals if records[number].feasible] or rivals
     if not ranked or not rivals:
         return None
     winner = ranked[0]

@@ -5,9 +5,9 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.trial import TrialState
@@ -16,34 +16,48 @@ from evomerge.errors import EvomergeError, UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import (
+    Metric,
     Scorecard,
     count_documents,
+    from_json,
     joined,
     read_documents,
     to_json,
     write_documents,
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
+from evomerge.searching.constraints import check_measured, violations
 from evomerge.searching.objective import Goal
-from evomerge.searching.racing import Incumbent, Race, Racing, Stop
+from evomerge.searching.racing import Incumbent, Race, Racing, Scores, Stop
 from evomerge.searching.record import (
     BASELINE,
     FINGERPRINT,
     IN_SPACE,
     RECIPE,
     RESULT,
+    SCORED,
     WORKER,
     TrialRecord,
     read_trial,
     worker_stamp,
 )
+from evomerge.searching.references import settle
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.space import Space
-from evomerge.searching.study import best_complete, finished, scored_before
+from evomerge.searching.study import (
+    best_complete,
+    finished,
+    scored_before,
+    set_constraints,
+    tell,
+    untold,
+)
 
 log = logging.getLogger(__name__)
 
 _FAILURES_IN_A_ROW = 10
+Number = TypeVar("Number", int, float)
+Metrics = tuple[Metric, ...]
 
 
 class Evaluate(Protocol):
@@ -94,6 +108,10 @@ class Loop:
     on_trial: Callable[[TrialRecord], None] = lambda record: None
     on_refusal: Callable[[str], None] = lambda reason: None
     """Told why no trial can be stopped early from now on."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources, whose scores may decide what values are."""
+    constrained: Documents = field(default_factory=dict)
+    """Tasks under constraint -> their search documents."""
     stop_asked: bool = False
     _incumbent: Incumbent | None = None
 
@@ -106,6 +124,7 @@ class Loop:
 
         Raises UserError after ten failures in a row: then the mistake is not the candidates'.
         """
+        self._settle()
         self._remember()
         done = len(finished(self.study))
         failures = 0
@@ -113,7 +132,9 @@ class Loop:
             record = self._trial()
             done += 1
             failures = failures + 1 if record.state == "failed" else 0
-            self.on_trial(record)
+            if record.state != SCORED:
+                self.on_trial(record)
+            self._settle()
             if failures >= _FAILURES_IN_A_ROW:
                 raise UserError(
                     f"{failures} candidates in a row failed, the last with: {record.failure}. "
@@ -129,6 +150,38 @@ class Loop:
                 continue
             path = self.folder.documents("search", record.number)
             self.racing.add(record.number, read_documents(path), metrics)
+
+    def _settle(self) -> None:
+        """Once base and sources are scored, tells the trials whose values waited for them."""
+        waiting = untold(self.study)
+        if not self.goal.settled:
+            self.goal = settle(self.study, self.folder, self.goal, self.sources)
+        if not self.goal.settled:
+            return
+        if self.racing is not None:
+            self.racing.objective = self.goal.climbed
+        for trial in waiting:
+            result = trial.user_attrs[RESULT]
+            scores = read_documents(self.folder.documents("search", trial.number))
+            # Its parameters stand: what it is made of now draws nothing.
+            again = optuna.Trial(self.study, trial._trial_id)
+            self._tell(again, result, scores, from_json(result["metrics"]))
+            self.on_trial(read_trial(self.study.get_trials(deepcopy=False)[trial.number]))
+
+    def _tell(
+        self, trial: optuna.Trial, result: Mapping[str, Any], scores: Scores, metrics: Metrics
+    ) -> None:
+        """The value of a trial that was scored in full, and by how much it breaks limits."""
+        climbed = self.goal.climbed.found(metrics)
+        broken = violations(self.goal.constraints, metrics)
+        assert climbed is not None
+        assert broken is not None
+        facts: dict[str, Any] = {"value": self.goal.climbed.value(climbed), "share": 1.0}
+        if broken:
+            facts["violations"] = broken
+        tell(self.study, trial, {**result, **facts})
+        if self.racing is not None and max(broken.values(), default=0.0) <= 0:
+            self.racing.add(trial.number, scores, climbed)
 
     def _trial(self) -> TrialRecord:
         start = time.perf_counter()
@@ -169,8 +222,6 @@ class Loop:
             before = time.perf_counter()
             path = self.folder.documents("search", trial.number)
             write_documents(scorecard.per_document, path)
-            if self.racing is not None:
-                self.racing.add(trial.number, scorecard.per_document, metrics)
             seconds["record"] = time.perf_counter() - before
             result = {
                 "metrics": to_json(scorecard.metrics),
@@ -181,11 +232,13 @@ class Loop:
             if scorecard.remarks:
                 result["remarks"] = list(scorecard.remarks)
             if race is not None and race.stop is not None:
-                self._prune(trial, race.stop, result)
+                if self.racing is not None:
+                    self.racing.add(trial.number, scorecard.per_document, metrics)
+                self._prune(trial, race.stop, result, scorecard)
+            elif self.goal.settled:
+                self._tell(trial, result, scorecard.per_document, scorecard.metrics)
             else:
-                value = self.goal.climbed.value(metrics)
-                trial.set_user_attr(RESULT, {**result, "value": value, "share": 1.0})
-                self.study.tell(trial, value)
+                trial.set_user_attr(RESULT, {**result, "share": 1.0})
 
     def _scores(
         self, recipe: Recipe, baseline: bool, race: Race | None, seconds: dict[str, float]
@@ -194,21 +247,38 @@ class Loop:
         kinds = KINDS if baseline else self.goal.trial_kinds
         go_on: GoOn = (lambda scores: True) if race is None else race.go_on
         scorecard, spent = self.evaluate(recipe, "search", kinds=kinds, go_on=go_on)
+        _add(seconds, spent)
         documents = count_documents(scorecard.per_document, kinds)
-        if self._is_new_best(scorecard, baseline, race):
-            more, further = self.evaluate(recipe, "search", kinds=frozenset({"metric"}))
+        if race is not None and race.stop is not None:
+            return scorecard, documents
+        further: list[Documents | Side] = []
+        if lacking := self._lacking(scorecard):
+            further.append(lacking)
+        if self._is_new_best(scorecard, baseline):
+            further.append("search")
+        for wanted in further:
+            more, spent = self.evaluate(recipe, wanted, kinds=frozenset({"metric"}))
+            _add(seconds, spent)
+            _add(documents, count_documents(more.per_document, ["metric"]))
             scorecard = joined(scorecard, more)
-            documents |= count_documents(more.per_document, ["metric"])
-            spent = {k: spent.get(k, 0.0) + further.get(k, 0.0) for k in (*spent, *further)}
-        seconds |= spent
+        check_measured(self.goal.constraints, scorecard.metrics)
         return scorecard, documents
 
-    def _is_new_best(self, scorecard: Scorecard, baseline: bool, race: Race | None) -> bool:
+    def _lacking(self, scorecard: Scorecard) -> Documents:
+        """Tasks under constraint whose metrics what is climbed does not need."""
+        known = {(metric.task, metric.name) for metric in scorecard.metrics}
+        return {
+            constraint.task: self.constrained[constraint.task]
+            for constraint in self.goal.constraints
+            if (constraint.task, constraint.metric) not in known
+        }
+
+    def _is_new_best(self, scorecard: Scorecard, baseline: bool) -> bool:
         """Whether the points, so far unknown, are to be shown as those of the best trial.
 
         Multiple choice has its own metric from the same passes as the smooth one.
         """
-        if self.goal.kind != "both" or baseline or (race is not None and race.stop is not None):
+        if self.goal.kind != "both" or baseline:
             return False
         if self.goal.points.value_of(scorecard.metrics) is not None:
             return False
@@ -236,16 +306,22 @@ class Loop:
                 return None
         return self.racing.race(self._incumbent)
 
-    def _prune(self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any]) -> None:
-        facts = {
+    def _prune(
+        self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any], scorecard: Scorecard
+    ) -> None:
+        """Limits are told by the part of the documents, as far as that has the metrics."""
+        facts: dict[str, Any] = {
             "estimate": stop.estimate,
             "share": stop.share,
             "pruned": stop.reason,
             "against": stop.against,
             "because": stop.sentence,
         }
+        if broken := violations(self.goal.constraints, scorecard.metrics):
+            facts["violations"] = broken
         # Before the result: a trial with a result needs nothing more than to be told.
         trial.report(stop.estimate, step=stop.documents)
+        set_constraints(trial, broken or {})
         trial.set_user_attr(RESULT, {**result, **facts})
         self.study.tell(trial, state=TrialState.PRUNED)
 
@@ -268,8 +344,13 @@ class Loop:
         result = {**twin.user_attrs[RESULT], **copied}
         if "estimate" in result:
             trial.report(result["estimate"], step=max(twin.intermediate_values))
+            set_constraints(trial, result.get("violations", {}))
             trial.set_user_attr(RESULT, result)
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        trial.set_user_attr(RESULT, result)
-        self.study.tell(trial, result["value"])
+        tell(self.study, trial, result)
+
+
+def _add(total: dict[str, Number], more: Mapping[str, Number]) -> None:
+    for name, amount in more.items():
+        total[name] = total[name] + amount if name in total else amount

@@ -1,17 +1,26 @@
 """What a search climbs and what it is judged by: a weighted mean of the tasks' chosen metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from evomerge.errors import UserError
 from evomerge.scoring.scorecard import SMOOTH, Metric, Scorecard
 from evomerge.scoring.scorer import KINDS, Kind
+from evomerge.searching.constraints import Constraint
 
 GoalKind = Literal["metric", "smooth", "both"]
+Normalise = Literal["raw", "share", "spread"]
 DEFAULT_GOAL: GoalKind = "both"
-Unit = Literal["points", "nats"]
-"""Points: percent of the tasks' own metrics. Nats: of a log-probability."""
+Unit = Literal["points", "nats", "share", "spread"]
+"""Points: percent of the tasks' own metrics. Nats: of a log-probability. Share: of the gains of the
+best sources over the base. Spread: of the largest distances of a source from the base."""
+UNIT_NAMES: Mapping[Unit, str] = {
+    "points": "points",
+    "nats": "nats",
+    "share": "% of gain",
+    "spread": "% of spread",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,15 @@ class Target:
     metric: str
     """"metric,filter", as in the scorecard."""
     weight: float = 1.0
+    """0: it is scored, and may be constrained, but does not count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How a metric enters the objective: as (±value - zero) / unit."""
+
+    zero: float = 0.0
+    unit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +47,35 @@ class Objective:
 
     targets: Mapping[str, Target]
     """Task -> what counts of it."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """Task -> scale; empty: the metrics enter as they are."""
+    normalise: Normalise = "raw"
+    """What the scales are."""
 
     def value(self, metrics: Mapping[str, Metric]) -> float:
-        """Σ weight · ±value / Σ weight, from task -> metric."""
+        """Σ weight · (±value - zero) / unit / Σ weight, from task -> metric."""
         return sum(
-            share * (1 if metrics[task].higher_is_better else -1) * metrics[task].value
+            share * self.scaled(metrics[task], metrics[task].value)
             for task, share in self.shares().items()
         )
 
+    def scaled(self, metric: Metric, value: float) -> float:
+        """A value of that task's metric as it enters the objective."""
+        zero = self.scales[metric.task].zero if self.scales else 0.0
+        return ((value if metric.higher_is_better else -value) - zero) / self._unit(metric.task)
+
+    def slope(self, metric: Metric) -> float:
+        """By how much the task's term grows with the metric: ±1 / unit."""
+        return (1.0 if metric.higher_is_better else -1.0) / self._unit(metric.task)
+
+    def _unit(self, task: str) -> float:
+        return self.scales[task].unit if self.scales else 1.0
+
     def shares(self) -> dict[str, float]:
-        """Task -> its share of the objective; they sum to 1."""
-        total = sum(target.weight for target in self.targets.values())
-        return {task: target.weight / total for task, target in self.targets.items()}
+        """Task that counts -> its share of the objective; they sum to 1."""
+        counting = {task: target.weight for task, target in self.targets.items() if target.weight}
+        total = sum(counting.values())
+        return {task: weight / total for task, weight in counting.items()}
 
     def metrics(self, scorecard: Scorecard) -> dict[str, Metric]:
         """Task -> the metric that counts; KeyError where one was not scored."""
@@ -62,24 +97,31 @@ class Objective:
         return None if found is None else self.value(found)
 
     def smooth(self) -> "Objective":
-        """The same tasks and weights, but of each task its smooth metric."""
+        """The same tasks and weights, but of each task that counts its smooth metric."""
         return Objective(
-            targets={t: Target(metric=SMOOTH, weight=x.weight) for t, x in self.targets.items()}
+            targets={
+                task: Target(metric=SMOOTH, weight=self.targets[task].weight)
+                for task in self.shares()
+            }
         )
 
     @property
     def unit(self) -> Unit:
         """Of its values."""
+        if self.normalise != "raw":
+            return self.normalise
         smooth = all(target.metric == SMOOTH for target in self.targets.values())
         return "nats" if smooth else "points"
 
 
 def amount(value: float, unit: Unit, *, sign: bool = False, digits: int = 1) -> str:
-    """`61.2 points`, `-0.412 nats`; sign: also before positive values. digits: of points."""
+    """`61.2 points`, `-0.412 nats`, `83.1 % of spread`; sign: also before positive values.
+
+    digits: of points and percent.
+    """
     plus = "+" if sign else ""
-    if unit == "points":
-        return f"{100 * value:{plus}.{digits}f} points"
-    return f"{value:{plus}.3f} nats"
+    number = f"{value:{plus}.3f}" if unit == "nats" else f"{100 * value:{plus}.{digits}f}"
+    return f"{number} {UNIT_NAMES[unit]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +141,27 @@ class Goal:
     """Why this kind."""
     leaders: int = 8
     """How many of the best by the smooth metrics are compared by the tasks' own, for `both`."""
+    normalise: Normalise = "raw"
+    """share, spread: metrics count by their distance from the base, in units of the best source's
+    gain, or of the largest distance of a source."""
+    normalise_reason: str = ""
+    smooth_scales: Mapping[str, Scale] = field(default_factory=dict)
+    """Task -> scale of its smooth metric; empty as `points.scales` are."""
+    constraints: tuple[Constraint, ...] = ()
 
     @property
     def climbed(self) -> Objective:
         """What trials are told to the sampler by."""
-        return self.points if self.kind == "metric" else self.points.smooth()
+        if self.kind == "metric":
+            return self.points
+        smooth = self.points.smooth()
+        return replace(smooth, scales=self.smooth_scales, normalise=self.points.normalise)
+
+    @property
+    def settled(self) -> bool:
+        """Whether values can be told: they may depend on what base and sources score."""
+        scaled = self.normalise == "raw" or bool(self.points.scales)
+        return scaled and all(constraint.settled for constraint in self.constraints)
 
     @property
     def trial_kinds(self) -> frozenset[Kind]:
@@ -123,12 +181,19 @@ class Goal:
     def text(self, value: float, metrics: Iterable[Metric], *, digits: int = 1) -> str:
         """A trial's value, and its points where they are known beside it."""
         points = None if self.kind == "metric" else self.points.value_of(metrics)
-        words = [] if points is None else [amount(points, "points", digits=digits)]
-        return ", ".join([*words, amount(value, self.climbed.unit, digits=digits)])
+        words = [] if points is None else [amount(points, self.points.unit, digits=digits)]
+        smooth = "smooth " if words and self.normalise != "raw" else ""
+        return ", ".join([*words, smooth + amount(value, self.climbed.unit, digits=digits)])
 
     def facts(self) -> dict[str, Any]:
         """What a study keeps of it, beside the points' targets."""
-        return {"kind": self.kind, "reason": self.reason, "leaders": self.leaders}
+        return {
+            "kind": self.kind,
+            "reason": self.reason,
+            "leaders": self.leaders,
+            "normalise": self.normalise,
+            "normalise_reason": self.normalise_reason,
+        }
 
 
 def choose_goal(
@@ -145,7 +210,7 @@ def choose_goal(
     """
     kind = wanted or default
     reason = "as configured" if wanted else "the default"
-    lacking = [task for task in points.targets if smooth(task) is None]
+    lacking = [task for task in points.shares() if smooth(task) is None]
     if kind != "metric" and lacking:
         names = ", ".join(map(repr, lacking))
         if wanted is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import mean
 
+from evomerge.searching.constraints import broken_text
 from evomerge.searching.loop import Budget
 from evomerge.searching.objective import Goal, amount
 from evomerge.searching.record import TrialRecord
@@ -19,6 +20,8 @@ class Progress:
     done: int = 0
     failed: int = 0
     pruned: int = 0
+    infeasible: int = 0
+    """Trials scored in full that break a limit."""
     shares: list[float] = field(default_factory=list)
     """Of the search documents, how much was scored for each trial that scored any."""
     best: TrialRecord | None = None
@@ -37,6 +40,9 @@ class Progress:
         if record.share is not None and record.baseline is None:
             self.shares.append(record.share)
         if record.value is None:
+            return
+        if not record.feasible:
+            self.infeasible += 1
             return
         if _above(record, self.best):
             self.best = record
@@ -69,6 +75,8 @@ class Progress:
         if self.pruned:
             share = 100 * mean(self.shares) if self.shares else 100.0
             words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
+        if self.infeasible:
+            words.append(f"{self.infeasible} break constraints")
         if self.failed:
             words.append(f"{self.failed} failed")
         if (rate := self.rate()) is not None:
@@ -91,4 +99,5 @@ def outcome_text(record: TrialRecord, goal: Goal) -> str:
         return f"pruned {record.pruned_because}; estimate {estimate}"
     if record.value is None:
         return record.failure or record.state
-    return goal.text(record.value, record.metrics, digits=2)
+    text = goal.text(record.value, record.metrics, digits=2)
+    return "; ".join(filter(None, (text, broken_text(record.violations))))

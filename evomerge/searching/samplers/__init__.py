@@ -111,12 +111,18 @@ class _TrialsInside(optuna.Study):
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        trials = map(_as_complete, super()._get_trials(deepcopy, None, use_cache))
+        trials = [_as_complete(t) for t in super()._get_trials(deepcopy, None, use_cache)]
+        # Under constraints, Optuna's samplers fail on trials that do not say how they keep them:
+        # pruned ones, where the metric under constraint was not scored yet.
+        limits = max((set(trial.constraints) for trial in trials), key=len, default=set[str]())
         return [
             trial
             for trial in trials
             if (states is None or trial.state in states)
-            and (not trial.state.is_finished() or self._names <= trial.params.keys())
+            and (
+                not trial.state.is_finished()
+                or (self._names <= trial.params.keys() and set(trial.constraints) == limits)
+            )
         ]
 
 
