@@ -93,6 +93,8 @@ class Bench:
 
     def stopping(self) -> str:
         """Whether and when trials are given up, in words."""
+        if self.goal.several:
+            return "off: a trial that is behind in one of several objectives may lead in another"
         if self.early_stopping is None:
             return "off, as configured"
         documents = sum(map(len, self.documents("search").values()))
@@ -127,7 +129,10 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         for name, task in tasks_of(loaded).items()
     }
     targets = {
-        name: Target(metric=scorer.objective(name), weight=task.weight)
+        name: Target(
+            metric=scorer.objective(name),
+            weight=task.weight if _counts(name, config.objectives) else 0.0,
+        )
         for name, task in tasks_of(loaded).items()
     }
     template = _with_hashes(template, models, hashes)
@@ -144,7 +149,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         splits=splits,
         goal=_goal(loaded, Objective(targets=targets), scorer),
         early_stopping=None
-        if config.early_stopping is None
+        if config.early_stopping is None or config.objectives
         else EarlyStopping(**dataclasses.asdict(config.early_stopping)),
         space=space,
         memory=MemoryPlan(
@@ -164,8 +169,10 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
 
 def _goal(loaded: LoadedConfig, points: Objective, scorer: Scorer) -> Goal:
     config = loaded.config
-    normalise, reason = choose_normalisation(config.normalise, points)
-    goal = choose_goal(config.objective, points, scorer.smooth, config.finalists)
+    goal = choose_goal(config.objective, points, scorer.smooth, config.finalist_count())
+    goal = dataclasses.replace(goal, parts=config.objectives)
+    objectives = goal.split(points).values() if goal.several else [points]
+    normalise, reason = choose_normalisation(config.normalise, objectives)
     return dataclasses.replace(
         goal,
         normalise=normalise,
@@ -174,6 +181,11 @@ def _goal(loaded: LoadedConfig, points: Objective, scorer: Scorer) -> Goal:
             {name: limit.given() for name, limit in config.constraints.items()}, points
         ),
     )
+
+
+def _counts(task: str, objectives: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a task is part of an objective: all are, where there is one."""
+    return not objectives or any(task in tasks for tasks in objectives.values())
 
 
 def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
@@ -274,6 +286,8 @@ def identity(bench: Bench) -> dict[str, Any]:
     # Left out where they are as runs without them have it.
     if bench.goal.normalise != "raw":
         facts["normalise"] = bench.goal.normalise
+    if bench.goal.several:
+        facts["objectives"] = bench.goal.parts
     if bench.goal.constraints:
         facts["constraints"] = {each.task: each.sentence() for each in bench.goal.constraints}
     if bench.models.digest is not None:

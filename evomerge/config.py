@@ -20,6 +20,7 @@ from evomerge.config_values import (
     read_known,
     read_lines,
     read_model,
+    read_objectives,
     read_parts,
     read_range,
     read_ranges,
@@ -181,12 +182,15 @@ class SearchConfig:
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     objective: GoalKind | None = None
     normalise: Literal["auto"] | Normalise = "auto"
+    objectives: Annotated[
+        dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], BeforeValidator(read_objectives)
+    ] = field(default_factory=dict)
     constraints: dict[str, ConstraintConfig] = field(default_factory=dict)
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
     )
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
-    finalists: Count = 3
+    finalists: Count | None = None
     seed: int = 0
     dtype: DType | None = None
     vocabulary: str = BASE
@@ -200,6 +204,11 @@ class SearchConfig:
     trust_remote_code: bool = False
     allow_code: bool = False
     generation: Literal["own", "vllm"] = "own"
+
+    def finalist_count(self) -> int:
+        """How many are scored on the holdout beside the baselines; of several objectives, at most
+        so many of the front."""
+        return self.finalists or (12 if self.objectives else 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +266,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
             )
     problems += _stack_problems(config)
     problems += _constraint_problems(config)
+    problems += _objective_problems(config)
     if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
         hint = did_you_mean(config.vocabulary, known)
         problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
@@ -320,6 +330,24 @@ def _constraint_problems(config: SearchConfig) -> list[str]:
             )
     if not any((task or TaskConfig()).weight for task in config.tasks.values()):
         problems.append("tasks: every weight is 0; expected one above 0 at least")
+    return problems
+
+
+def _objective_problems(config: SearchConfig) -> list[str]:
+    if not config.objectives:
+        return []
+    problems = []
+    if len(config.objectives) < 2:
+        problems.append("objectives: expected two or more; for one, leave the key out")
+    listed = [task for tasks in config.objectives.values() for task in tasks]
+    for name, tasks in config.objectives.items():
+        for task in tasks:
+            if task not in config.tasks:
+                problems.append(f"objectives.{name}: {task!r}: {did_you_mean(task, config.tasks)}")
+            elif listed.count(task) > 1:
+                problems.append(f"objectives.{name}: {task!r} stands in several places")
+            elif not (config.tasks[task] or TaskConfig()).weight:
+                problems.append(f"objectives.{name}: {task!r} has weight 0, so it cannot count")
     return problems
 
 

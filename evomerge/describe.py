@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from evomerge.aligned import align
+from evomerge.describe_front import front_lines, front_table
 from evomerge.errors import UserError
 from evomerge.inspection import Inspection
 from evomerge.merging.models import Models
@@ -39,6 +41,7 @@ def describe_check(found: "Check") -> str:
         )
     lines += [
         f"climbs   {bench.goal.kind}: {bench.goal.reason}",
+        *(f"front    {name}: {', '.join(tasks)}" for name, tasks in bench.goal.parts.items()),
         f"scale    {bench.goal.normalise}: {bench.goal.normalise_reason}",
         *(f"limit    {constraint.sentence()}" for constraint in bench.goal.constraints),
         f"stopping {bench.stopping()}",
@@ -103,7 +106,8 @@ def describe_outcome(outcome: "Outcome") -> str:
     if outcome.stopped:
         return f"stopped; the same command goes on. So far: evomerge status {outcome.folder}"
     text = describe_run(outcome.folder, outcome.storage)
-    return f"{text}\nexport it: evomerge export {outcome.folder} OUT"
+    choice = "" if outcome.front is None else " --knee   (or --trial N, of the front)"
+    return f"{text}\nexport it: evomerge export {outcome.folder} OUT{choice}"
 
 
 def describe_run(run: Path, storage: str | None = None) -> str:
@@ -119,7 +123,8 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     if report.holdout:
         unit = report.goal.points.unit
         scale = "" if unit == "points" else f", mean in {UNIT_NAMES[unit]}"
-        lines += ["", f"holdout documents, in points (percent){scale}:", "", _table(report)]
+        table = front_table(report) if report.goal.several else _table(report)
+        lines += ["", f"holdout documents, in points (percent){scale}:", "", table]
         lines += _doubts(report, [r for r in report.records if r.number in report.holdout])
     elif report.ranked:
         lines += ["", "search documents:", ""]
@@ -137,6 +142,8 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     lines += [f"of {count} trials: {remark}" for remark, count in remarks.most_common(5)]
     for record in [record for record in report.records if record.failure][:5]:
         lines.append(f"failed: {record.name}: {record.failure}")
+    if report.front:
+        lines += ["", *front_lines(report)]
     if report.verdict is not None:
         names = {record.number: record.name for record in report.records}
         sentence = report.verdict.sentence(
@@ -275,22 +282,3 @@ def _rows(table: pd.DataFrame) -> str:
 
 def _figure(value: object) -> str:
     return value if isinstance(value, str) else f"{value:.3f}"
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width; words to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numeric = [
-        all(
-            row[column].replace(".", "").lstrip("-").isdigit() or not row[column]
-            for row in rows[1:]
-        )
-        for column in range(len(rows[0]))
-    ]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in rows
-    )

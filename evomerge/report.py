@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evomerge.errors import UserError
+from evomerge.front_picture import draw_front
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import SHARES, Answers
 from evomerge.scoring.scorecard import Metric, from_json
@@ -23,6 +24,8 @@ from evomerge.searching.finalists import (
     read_verdict,
     score_warnings,
 )
+from evomerge.searching.front import knee_of, pareto_front
+from evomerge.searching.front_verdict import FrontVerdict, read_front
 from evomerge.searching.holdout_limits import HeldLimit, read_limits
 from evomerge.searching.objective import UNIT_NAMES, Goal
 from evomerge.searching.record import TrialRecord, base_of, read_trials
@@ -44,8 +47,10 @@ class RunReport:
     holdout_answers: Mapping[int, Answers]
     """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
+    front_verdict: FrontVerdict | None
+    """What takes its place with several objectives."""
     limits: Sequence[HeldLimit]
-    """How the winner keeps the constraints on the holdout documents."""
+    """How the winner, or every member of the front, keeps the constraints on the holdout."""
     scale_notes: Sequence[str]
     """Where a metric's scale is not the best source's gain, in words."""
     tasks: Mapping[str, Any]
@@ -61,6 +66,19 @@ class RunReport:
     def ranked(self) -> list[TrialRecord]:
         """Trials of distinct weights scored in full, best on the search documents first."""
         return rank(self.records, self.goal)
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        """Of several objectives: the Pareto front on the search documents."""
+        return pareto_front(self.records, self.goal)[0] if self.goal.several else []
+
+    @property
+    def knee(self) -> TrialRecord | None:
+        """The front's knee; None where there is no front."""
+        if not self.goal.several:
+            return None
+        front, values = pareto_front(self.records, self.goal)
+        return knee_of(front, values) if front else None
 
     def warnings(self, record: TrialRecord) -> list[str]:
         """Why a trial's scores are in doubt; nothing where they are not."""
@@ -97,7 +115,8 @@ class RunReport:
         """running, finished, or stopped."""
         if self.running:
             return "running"
-        return "finished" if self.verdict is not None else "stopped, the same command goes on"
+        ended = self.verdict is not None or self.front_verdict is not None
+        return "finished" if ended else "stopped, the same command goes on"
 
     def median_seconds(self) -> dict[str, float]:
         """Phase -> median seconds over scored trials."""
@@ -112,7 +131,8 @@ class RunReport:
         feasible (keeps the constraints), estimate and why it was pruned, points, task metrics on
         search and holdout documents (`capital`, `capital holdout`; of a pruned trial none), shares
         of its answers to the search documents (`capital cut_off`, `capital empty`, ...), documents
-        scored by kind, seconds by phase, failure, warnings.
+        scored by kind, seconds by phase, failure, warnings; of several objectives the `NAME value`
+        of each.
         """
         rows = []
         for record in self.records:
@@ -127,6 +147,8 @@ class RunReport:
                 "pruned": record.pruned,
                 "points": self.points(record),
             }
+            if self.goal.several and record.values:
+                row |= dict(zip(self._value_columns(), record.values, strict=True))
             full = () if record.value is None else record.metrics
             chosen = {(m.task, m.name): m.value for m in full}
             for task, target in self.goal.points.targets.items():
@@ -140,6 +162,9 @@ class RunReport:
             doubts = "; ".join(self.warnings(record))
             rows.append({**row, "failure": record.failure, "warnings": doubts})
         return pd.DataFrame(rows).set_index("number")
+
+    def _value_columns(self) -> list[str]:
+        return [f"{name} value" for name in self.goal.parts]
 
     def points(self, record: TrialRecord) -> float | None:
         """The tasks' own metrics on all search documents; None where they were not scored."""
@@ -179,6 +204,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         holdout=holdout,
         holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
+        front_verdict=read_front(attributes),
         limits=read_limits(attributes),
         scale_notes=attributes.get(REFERENCES, {}).get("notes", ()),
         tasks=attributes[TASKS],
@@ -193,7 +219,13 @@ def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> No
         raise UserError(f"{run}: has no scored trial to draw yet")
     figure = Figure(figsize=(12, 8), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.4, 1))
-    _draw_scores(figure.add_subplot(grid[0, :]), report)
+    if report.goal.several:
+        front, values = pareto_front(report.records, report.goal)
+        axes = figure.add_subplot(grid[0, :])
+        knee = knee_of(front, values)
+        draw_front(figure, axes, report.goal, values, report.records, front, knee)
+    else:
+        _draw_scores(figure.add_subplot(grid[0, :]), report)
     _draw_weights(figure, figure.add_subplot(grid[1, 0]), report)
     _draw_holdout(figure.add_subplot(grid[1, 1]), report)
     try:
@@ -262,6 +294,7 @@ def _cut_off_the_hopeless(axes: Any, values: Sequence[float]) -> None:
 
 def _draw_weights(figure: Figure, axes: Any, report: RunReport) -> None:
     winner = report.ranked[0].number if report.verdict is None else report.verdict.winner
+    winner = winner if report.knee is None else report.knee.number
     axes.set_title(f"What {report.by_number[winner].name} took from whom")
     if report.by_number[winner].recipe.stack is not None:
         _draw_stack(axes, report.by_number[winner].recipe)

@@ -24,6 +24,7 @@ from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
+from evomerge.searching.front_verdict import FrontVerdict, decide_front
 from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
@@ -31,7 +32,13 @@ from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import RunFolder, Side
-from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.samplers import (
+    NO_CATEGORIES,
+    ONE_OBJECTIVE,
+    SAMPLERS,
+    SpaceSampler,
+    choose_sampler,
+)
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
@@ -65,6 +72,7 @@ _COMPARABLE = (
     "generation",
     "objective",
     "normalise",
+    "objectives",
     "constraints",
 )
 
@@ -75,7 +83,9 @@ class Outcome:
 
     folder: Path
     verdict: Verdict | None
-    """None where the search was stopped before its budget was spent."""
+    """None where the search was stopped before its budget was spent, or has several objectives."""
+    front: FrontVerdict | None = None
+    """What takes its place with several objectives."""
     stopped: bool
     storage: str | None
     """URL of the study, where it is not in the folder."""
@@ -140,11 +150,11 @@ def search(
         storage = folder.storage(loaded.config.storage)
         old = find_study(storage)
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
-            study = open_study(storage, identity(bench))
+            study = open_study(storage, identity(bench), bench.goal.parts)
             return _run(bench, study, folder, loaded.config.storage, limits, on_progress)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
-        new = open_study(new_folder.storage(None), identity(bench))
+        new = open_study(new_folder.storage(None), identity(bench), bench.goal.parts)
         log.info("fork of %s: a new run in %s", folder.path, beside)
         known, given = old.user_attrs[IDENTITY], identity(bench)
         if all(known.get(key) == given.get(key) for key in _COMPARABLE):
@@ -332,7 +342,7 @@ def _run(
             study,
             folder,
             loop.goal,
-            config.finalists,
+            config.finalist_count(),
             evaluate,
             stop_asked=lambda: loop.stop_asked,
         )
@@ -341,9 +351,14 @@ def _run(
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
     if not loop.goal.settled:
         log.warning("the budget ended before base and sources were scored: no trial has a value")
+    if loop.goal.several:
+        front = decide_front(study, folder, loop.goal, config.seed)
+        return Outcome(
+            folder=folder.path, verdict=None, front=front, stopped=False, storage=storage
+        )
     verdict = decide(study, folder, loop.goal, config.seed)
     if verdict is not None:
-        check_limits(study, folder, loop.goal, verdict.winner, config.seed)
+        check_limits(study, folder, loop.goal, [verdict.winner], config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
 
 
@@ -366,12 +381,18 @@ def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
-        return choose_sampler(distributions, budget.trials)
+        return choose_sampler(distributions, budget.trials, max(1, len(bench.goal.parts)))
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     if name in NO_CATEGORIES and categories:
         raise UserError(
             f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
             f"{', '.join(categories[:3])}; use tpe, or one method"
+        )
+    if name in ONE_OBJECTIVE and bench.goal.several:
+        others = ", ".join(known for known in SAMPLERS if known not in ONE_OBJECTIVE)
+        raise UserError(
+            f"{bench.loaded.file}: sampler: {name} climbs a single objective, and there are "
+            f"{len(bench.goal.parts)}; use auto, or one of {others}"
         )
     return name, "as configured"
 

@@ -4,7 +4,7 @@ A limit that was kept on the search documents may have been kept by luck. On the
 looked at once more, below_base against the base there, with the paired interval of the verdict.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ LIMITS = "limits_on_holdout"
 class HeldLimit:
     """One limit of the winner on the holdout documents."""
 
+    trial: int
     limit: str
     """In words."""
     value: float
@@ -46,9 +47,9 @@ class HeldLimit:
 
 
 def check_limits(
-    study: optuna.Study, folder: RunFolder, goal: Goal, winner: int, seed: int
+    study: optuna.Study, folder: RunFolder, goal: Goal, winners: Sequence[int], seed: int
 ) -> list[HeldLimit]:
-    """How the winner keeps each limit on the holdout documents; recorded in the study."""
+    """How the winners keep each limit on the holdout documents; recorded in the study."""
     if not goal.constraints:
         return []
     scored = scored_on_holdout(study, folder, goal.points)
@@ -56,8 +57,9 @@ def check_limits(
     base = next((scored[number] for number in bases if number in scored), None)
     found = [
         limit
+        for winner in winners
         for constraint in goal.constraints
-        if (limit := _held(constraint, scored[winner], base, seed)) is not None
+        if (limit := _held(constraint, winner, scored[winner], base, seed)) is not None
     ]
     study.set_user_attr(LIMITS, [asdict(limit) for limit in found])
     return found
@@ -69,7 +71,7 @@ def read_limits(attributes: Mapping[str, Any]) -> list[HeldLimit]:
 
 
 def _held(
-    constraint: Constraint, winner: Scored, base: Scored | None, seed: int
+    constraint: Constraint, trial: int, winner: Scored, base: Scored | None, seed: int
 ) -> HeldLimit | None:
     """None where the base was not scored there, and the limit is relative to it."""
     task, metric = constraint.task, winner.metrics[constraint.task]
@@ -86,5 +88,9 @@ def _held(
         gain = paired_gain(winner, base, alone, seed)
         worst = None if gain.low is None else violation + gain.value - gain.low
     return HeldLimit(
-        limit=constraint.sentence(), value=metric.value, violation=violation, worst=worst
+        trial=trial,
+        limit=constraint.sentence(),
+        value=metric.value,
+        violation=violation,
+        worst=worst,
     )

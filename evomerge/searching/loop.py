@@ -179,6 +179,8 @@ class Loop:
         facts: dict[str, Any] = {"value": self.goal.climbed.value(climbed), "share": 1.0}
         if broken:
             facts["violations"] = broken
+        if self.goal.several:
+            facts["values"] = self.goal.values(self.goal.climbed, metrics)
         tell(self.study, trial, {**result, **facts})
         if self.racing is not None and max(broken.values(), default=0.0) <= 0:
             self.racing.add(trial.number, scores, climbed)
@@ -278,7 +280,7 @@ class Loop:
 
         Multiple choice has its own metric from the same passes as the smooth one.
         """
-        if self.goal.kind != "both" or baseline:
+        if self.goal.kind != "both" or self.goal.several or baseline:
             return False
         if self.goal.points.value_of(scorecard.metrics) is not None:
             return False

@@ -96,6 +96,10 @@ class Objective:
         found = self.found(metrics)
         return None if found is None else self.value(found)
 
+    def only(self, tasks: Iterable[str]) -> "Objective":
+        """Of these tasks alone."""
+        return replace(self, targets={task: self.targets[task] for task in tasks})
+
     def smooth(self) -> "Objective":
         """The same tasks and weights, but of each task that counts its smooth metric."""
         return Objective(
@@ -148,6 +152,26 @@ class Goal:
     smooth_scales: Mapping[str, Scale] = field(default_factory=dict)
     """Task -> scale of its smooth metric; empty as `points.scales` are."""
     constraints: tuple[Constraint, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Several objectives: name -> its tasks. Empty: one, of all tasks."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a front of best trials rather than one best trial."""
+        return bool(self.parts)
+
+    def split(self, objective: Objective) -> dict[str, Objective]:
+        """Name -> that objective of the tasks of each part."""
+        counting = objective.shares()
+        return {
+            name: objective.only(task for task in tasks if task in counting)
+            for name, tasks in self.parts.items()
+        }
+
+    def values(self, objective: Objective, metrics: Iterable[Metric]) -> list[float] | None:
+        """One value for each part; None where a metric was not scored."""
+        found = objective.found(metrics)
+        return None if found is None else [p.value(found) for p in self.split(objective).values()]
 
     @property
     def climbed(self) -> Objective:
@@ -179,11 +203,19 @@ class Goal:
         return self.climbed if self.kind == "smooth" else self.points
 
     def text(self, value: float, metrics: Iterable[Metric], *, digits: int = 1) -> str:
-        """A trial's value, and its points where they are known beside it."""
+        """A trial's value, and its points where they are known beside it; of several objectives
+        each one's value, in points where they are known."""
+        if self.parts:
+            return self._text_of_parts(list(metrics), digits)
         points = None if self.kind == "metric" else self.points.value_of(metrics)
         words = [] if points is None else [amount(points, self.points.unit, digits=digits)]
         smooth = "smooth " if words and self.normalise != "raw" else ""
         return ", ".join([*words, smooth + amount(value, self.climbed.unit, digits=digits)])
+
+    def _text_of_parts(self, metrics: list[Metric], digits: int) -> str:
+        shown = self.points if self.values(self.points, metrics) is not None else self.climbed
+        parts = zip(self.split(shown).items(), self.values(shown, metrics) or [], strict=True)
+        return ", ".join(f"{n} {amount(v, part.unit, digits=digits)}" for (n, part), v in parts)
 
     def facts(self) -> dict[str, Any]:
         """What a study keeps of it, beside the points' targets."""
@@ -193,6 +225,7 @@ class Goal:
             "leaders": self.leaders,
             "normalise": self.normalise,
             "normalise_reason": self.normalise_reason,
+            "parts": self.parts,
         }
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from statistics import mean
 
 from evomerge.searching.constraints import broken_text
+from evomerge.searching.front import front_of
 from evomerge.searching.loop import Budget
 from evomerge.searching.objective import Goal, amount
 from evomerge.searching.record import TrialRecord
@@ -24,6 +25,8 @@ class Progress:
     """Trials scored in full that break a limit."""
     shares: list[float] = field(default_factory=list)
     """Of the search documents, how much was scored for each trial that scored any."""
+    front: list[TrialRecord] = field(default_factory=list)
+    """With several objectives: of what is climbed, by the first, best first."""
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
     _here: int = 0
@@ -43,6 +46,10 @@ class Progress:
             return
         if not record.feasible:
             self.infeasible += 1
+            return
+        if self.goal.several:
+            known = [*self.front, record]
+            self.front = front_of(known, {one.number: one.values for one in known})
             return
         if _above(record, self.best):
             self.best = record
@@ -72,6 +79,8 @@ class Progress:
             if record is not None and record.value is not None:
                 value = self.goal.text(record.value, record.metrics)
                 words.append(f"{name} {value} ({record.name})")
+        if self.front:
+            words += self._front_words()
         if self.pruned:
             share = 100 * mean(self.shares) if self.shares else 100.0
             words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
@@ -84,6 +93,15 @@ class Progress:
         if (left := self.remaining()) is not None:
             words.append(f"{timedelta(seconds=round(left.total_seconds()))} left")
         return " · ".join(words)
+
+    def _front_words(self) -> list[str]:
+        """`front of 5`, `best maths 61.2 points (trial 48)`, ..."""
+        words = [f"front of {len(self.front)}"]
+        for place, (name, part) in enumerate(self.goal.split(self.goal.climbed).items()):
+            best = max(self.front, key=lambda record: record.values[place])
+            value = amount(best.values[place], part.unit)
+            words.append(f"best {name} {value} ({best.name})")
+        return words
 
 
 def _above(record: TrialRecord, other: TrialRecord | None) -> bool:

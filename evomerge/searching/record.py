@@ -42,7 +42,10 @@ class TrialRecord:
     """As Recipe.to_mapping() made it."""
     fingerprint: str | None
     value: float | None
-    """What is climbed, on all search documents; higher is better. None unless complete."""
+    """What is climbed, on all search documents; higher is better. None unless complete. Of several
+    objectives the mean over all tasks."""
+    values: tuple[float, ...]
+    """As the sampler was told them: one for each objective."""
     violations: Mapping[str, float]
     """Task under constraint -> by how much the limit is missed, in the metric's unit; not above 0
     where it is kept."""
@@ -117,7 +120,8 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         baseline=attributes.get(BASELINE),
         recipe_mapping=attributes.get(RECIPE),
         fingerprint=attributes.get(FINGERPRINT),
-        value=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        value=_value(trial, result),
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
         violations=result.get("violations", {}),
         estimate=result.get("estimate"),
         metrics=from_json(result.get("metrics", [])),
@@ -134,6 +138,12 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         host=worker.get("host"),
         retry_of=attributes.get(RETRY_OF),
     )
+
+
+def _value(trial: FrozenTrial, result: Mapping[str, Any]) -> float | None:
+    if trial.state != TrialState.COMPLETE:
+        return None
+    return trial.values[0] if len(trial.values) == 1 else float(result["value"])
 
 
 def read_trials(study: optuna.Study) -> list[TrialRecord]:

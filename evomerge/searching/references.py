@@ -9,7 +9,7 @@ Found once, kept in the study, and never changed: the values of all trials are i
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from math import sqrt
 from typing import Any, Literal
@@ -40,25 +40,22 @@ def is_share(metric: str) -> bool:
 
 
 def choose_normalisation(
-    wanted: Normalise | Literal["auto"], objective: Objective
+    wanted: Normalise | Literal["auto"], objectives: Iterable[Objective]
 ) -> tuple[Normalise, str]:
-    """(kind, reason). auto: raw where all metrics have one scale, else spread.
+    """(kind, reason). auto: raw where all metrics of each objective have one scale, else spread.
 
     Not share: the less the sources gain in a task, the more it would count; and what a merge can
     reach there is not bounded by what they do.
     """
     if wanted != "auto":
         return wanted, "as configured"
-    metrics = {task: objective.targets[task].metric for task in objective.shares()}
-    if len(set(metrics.values())) == 1:
-        return "raw", "there is one metric"
-    other = next((task for task, metric in metrics.items() if not is_share(metric)), None)
-    if other is None:
-        return "raw", "all metrics lie between 0 and 1"
-    return (
-        "spread",
-        f"{metrics[other]} of task {other!r} has another scale than the others' metrics",
-    )
+    for objective in objectives:
+        metrics = {task: objective.targets[task].metric for task in objective.shares()}
+        other = next((task for task, metric in metrics.items() if not is_share(metric)), None)
+        if other is not None and len(set(metrics.values())) > 1:
+            text = f"{metrics[other]} of task {other!r} has another scale than the others' metrics"
+            return "spread", text
+    return "raw", "metrics have one scale"
 
 
 def make_constraints(

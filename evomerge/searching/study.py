@@ -1,12 +1,13 @@
 """The study: made, continued or refused; its baselines; what a kill left behind."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import UserError
@@ -71,6 +72,7 @@ def read_goal(attributes: Mapping[str, Any]) -> Goal:
         raise UserError("the run has not begun; let it finish a trial")
     targets = {task: Target(**row) for task, row in attributes[OBJECTIVE].items()}
     facts = attributes.get(GOAL, {"kind": "metric"})
+    facts = {**facts, "parts": {n: tuple(own) for n, own in facts.get("parts", {}).items()}}
     constraints = tuple(Constraint(**row) for row in attributes.get(CONSTRAINTS, ()))
     goal = Goal(points=Objective(targets=targets), constraints=constraints, **facts)
     return with_references(goal, attributes.get(REFERENCES))
@@ -82,13 +84,20 @@ def note(study: optuna.Study, name: str, text: str) -> None:
     study.set_user_attr(HISTORY, [*before, {**last, name: text}])
 
 
-def open_study(storage: BaseStorage, identity: Mapping[str, Any]) -> optuna.Study:
-    """Makes the study, or goes on with it; UserError that shows the difference where the study
+def open_study(
+    storage: BaseStorage, identity: Mapping[str, Any], objectives: Collection[str] = ()
+) -> optuna.Study:
+    """Makes the study, or goes on with it.
+
+    objectives: names, where there are several. UserError that shows the difference where the study
     was begun with another identity.
     """
     study = find_study(storage)
     if study is None:
-        study = optuna.create_study(storage=storage, study_name=STUDY, direction="maximize")
+        directions = [StudyDirection.MAXIMIZE] * max(1, len(objectives))
+        study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
+        if objectives:
+            study.set_metric_names(list(objectives))
     known = study.user_attrs.get(IDENTITY)
     if known is None:
         study.set_user_attr(IDENTITY, dict(identity))
@@ -152,7 +161,7 @@ def take_up_interrupted(study: optuna.Study) -> int:
             continue
         result = trial.user_attrs.get(RESULT, {})
         if "value" in result:
-            study.tell(trial.number, result["value"])
+            study.tell(trial.number, result.get("values", result["value"]))
             continue
         if is_untold(trial):
             continue  # its value waits for the scores of base and sources
@@ -200,7 +209,7 @@ def carry_over(
         new.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,
-                value=trial.values[0],
+                values=trial.values,
                 intermediate_values=trial.intermediate_values,
                 params=parameters,
                 distributions=distributions,
@@ -239,7 +248,7 @@ def tell(study: optuna.Study, trial: optuna.Trial, result: Mapping[str, Any]) ->
     """Ends a trial that was scored in full. Told last: a kill before loses nothing."""
     set_constraints(trial, result.get("violations", {}))
     trial.set_user_attr(RESULT, dict(result))
-    study.tell(trial, result["value"])
+    study.tell(trial, result.get("values", result["value"]))
 
 
 def set_constraints(trial: optuna.Trial, broken: Mapping[str, float]) -> None:

@@ -100,7 +100,7 @@ def test_a_gain_within_noise_is_no_unit_and_the_notes_say_so() -> None:
 def test_auto_keeps_metrics_of_one_scale_as_they_are() -> None:
     def chosen(*metrics: str) -> str:
         targets = {str(n): Target(metric=metric) for n, metric in enumerate(metrics)}
-        return choose_normalisation("auto", Objective(targets=targets))[0]
+        return choose_normalisation("auto", [Objective(targets=targets)])[0]
 
     assert chosen(ACC, "exact_match,strict-match", "acc_norm,none", "pass@1,none") == "raw"
     assert chosen(ACC, "prompt_level_strict_acc,none", "f1_macro,none") == "raw"
@@ -108,9 +108,9 @@ def test_auto_keeps_metrics_of_one_scale_as_they_are() -> None:
     assert chosen("word_perplexity,none") == "raw"
     for other in (BITS, "word_perplexity,none", "bleu,none", "score,none", "accounting,none"):
         assert chosen(ACC, other) == "spread"
-    assert choose_normalisation("share", POINTS) == ("share", "as configured")
+    assert choose_normalisation("share", [POINTS]) == ("share", "as configured")
     guarded = {"a": Target(metric=ACC), "b": Target(metric=BITS, weight=0.0)}
-    assert choose_normalisation("auto", Objective(targets=guarded))[0] == "raw"
+    assert choose_normalisation("auto", [Objective(targets=guarded)])[0] == "raw"
 
 
 def test_race_and_verdict_have_the_scale_of_the_objective() -> None:
