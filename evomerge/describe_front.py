@@ -11,7 +11,9 @@ def front_table(report: RunReport) -> str:
     front = {record.number for record in report.front}
     knee = report.knee
     names = list(parts)
-    rows = [["", "candidate", *names, *goal.points.targets, *(f"search {name}" for name in names)]]
+    alone = {task for part in parts.values() if len(part.targets) == 1 for task in part.targets}
+    tasks = [task for task in goal.points.targets if task not in alone]
+    rows = [["", "candidate", *names, *tasks, *(f"search {name}" for name in names)]]
     for number, scored in sorted(
         report.holdout.items(), key=lambda item: -next(iter(parts.values())).value(item[1])
     ):
@@ -24,7 +26,7 @@ def front_table(report: RunReport) -> str:
                 mark + ("!" if report.warnings(record) else ""),
                 record.name,
                 *(f"{100 * part.value(scored):.1f}" for part in parts.values()),
-                *(f"{100 * scored[task].value:.1f}" for task in goal.points.targets),
+                *(f"{100 * scored[task].value:.1f}" for task in tasks),
                 *([""] * len(names) if searched is None else [f"{100 * v:.1f}" for v in searched]),
             ]
         )

@@ -220,18 +220,35 @@ def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> No
     figure = Figure(figsize=(12, 8), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.4, 1))
     if report.goal.several:
-        front, values = pareto_front(report.records, report.goal)
-        axes = figure.add_subplot(grid[0, :])
-        knee = knee_of(front, values)
-        draw_front(figure, axes, report.goal, values, report.records, front, knee)
+        _draw_fronts(figure, figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 1]), report)
     else:
         _draw_scores(figure.add_subplot(grid[0, :]), report)
+        _draw_holdout(figure.add_subplot(grid[1, 1]), report)
     _draw_weights(figure, figure.add_subplot(grid[1, 0]), report)
-    _draw_holdout(figure.add_subplot(grid[1, 1]), report)
     try:
         figure.savefig(out, dpi=110)
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot be drawn: {error}") from error
+
+
+def _draw_fronts(figure: Figure, above: Any, below: Any, report: RunReport) -> None:
+    """The front on the search documents, and the same trials on the holdout."""
+    goal, records = report.goal, report.records
+    front, values = pareto_front(records, goal)
+    knee = knee_of(front, values)
+    title = "The front on the search documents"
+    draw_front(figure, above, title, goal.split(goal.judged), values, records, front, knee)
+    points = goal.split(goal.points)
+    held = {
+        number: tuple(part.value(metrics) for part in points.values())
+        for number, metrics in report.holdout.items()
+    }
+    if knee.number in held:
+        title = "The same on the holdout documents"
+        draw_front(figure, below, title, points, held, records, front, knee)
+    else:
+        below.text(0.5, 0.5, "holdout documents: not scored yet", ha="center", va="center")
+        below.set_axis_off()
 
 
 def _draw_scores(axes: Any, report: RunReport) -> None:
@@ -341,7 +358,8 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
     bars = axes.barh(names, values, color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=2)
     axes.set(
-        xlabel=UNIT_NAMES[report.goal.points.unit], xlim=(min(0.0, *values), 1.15 * max(values))
+        xlabel=UNIT_NAMES[report.goal.points.unit],
+        xlim=(1.15 * min(0.0, *values), 1.15 * max(0.0, *values)),
     )
 
 

@@ -46,11 +46,13 @@ def knee(values: Vector) -> int:
 
     Each objective is put to 0 at the worst of the front and 1 at the best; of two objectives the
     extremes are then (1, 0) and (0, 1), and the distance from the line between them grows with the
-    sum. Of several equal ones the first.
+    sum. Of several equal ones (two members always are) that of the highest sum of values as they
+    are.
     """
     low, high = values.min(axis=0), values.max(axis=0)
     width = np.where(high > low, high - low, 1.0)
-    return int(np.round(((values - low) / width).sum(axis=1), 9).argmax())
+    above = np.round(((values - low) / width).sum(axis=1), 9)
+    return int(np.lexsort((-np.arange(len(values)), values.sum(axis=1), above))[-1])
 
 
 def eligible(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -41,7 +41,8 @@ class FrontVerdict:
         """In plain words; names of the trials by number."""
         lines = [
             f"Front of {len(self.members)}: {', '.join(names[n] for n in self.members)}; its knee "
-            f"is {names[self.knee]}. On the holdout {len(self.held)} of them are not dominated."
+            f"is {names[self.knee]}. Of them, {len(self.held)} are still on the front of all that "
+            "was scored on the holdout."
         ]
         for objective, verdict in self.verdicts.items():
             sentence = verdict.sentence(names[verdict.winner], names[verdict.opponent])

@@ -1,11 +1,13 @@
 """The study: made, continued or refused; its baselines; what a kill left behind."""
 
 import shutil
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -97,7 +99,9 @@ def open_study(
         directions = [StudyDirection.MAXIMIZE] * max(1, len(objectives))
         study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
         if objectives:
-            study.set_metric_names(list(objectives))
+            with warnings.catch_warnings():  # experimental since Optuna 3.2
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(list(objectives))
     known = study.user_attrs.get(IDENTITY)
     if known is None:
         study.set_user_attr(IDENTITY, dict(identity))
