@@ -34,6 +34,7 @@ from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
 from evomerge.searching.constraints import LimitKind
 from evomerge.searching.groups import Depth, Ends
+from evomerge.searching.guidance import GuideKind
 from evomerge.searching.objective import GoalKind, Normalise
 from evomerge.searching.racing import EarlyStopping
 from evomerge.searching.samplers import SAMPLERS
@@ -189,6 +190,7 @@ class SearchConfig:
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
     )
+    guide: GuideKind = "gradient"
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
     finalists: Count | None = None
     seed: int = 0

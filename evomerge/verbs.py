@@ -25,6 +25,7 @@ from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
 from evomerge.searching.front_verdict import FrontVerdict, decide_front
+from evomerge.searching.guidance import Guide
 from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
@@ -274,6 +275,17 @@ def _run(
     study.sampler = SpaceSampler(inner, distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
+    off = bench.guiding()
+    guiding = "along the gradient" if off is None else f"off: {off}"
+    guide = None
+    if off is None:
+        guide = Guide(
+            study=study,
+            space=bench.space,
+            goal=bench.goal,
+            folder=folder,
+            documents={t: bench.documents("search")[t] for t in bench.goal.points.shares()},
+        )
     start = {
         **environment(),
         "sampler": sampler,
@@ -285,6 +297,7 @@ def _run(
         "normalise": f"{bench.goal.normalise}: {bench.goal.normalise_reason}",
         "constraints": [constraint.sentence() for constraint in bench.goal.constraints],
         "early stopping": bench.stopping(),
+        "guidance": guiding,
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
@@ -293,6 +306,7 @@ def _run(
     for constraint in bench.goal.constraints:
         log.info("constraint: %s", constraint.sentence())
     log.info("early stopping: %s", bench.stopping())
+    log.info("guidance: %s", guiding)
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
@@ -329,6 +343,8 @@ def _run(
         sources=tuple(bench.template.sources),
         constrained={c.task: bench.documents("search")[c.task] for c in goal.constraints},
         racing=bench.racing(),
+        guide=guide,
+        differentiate=evaluate.gradient,
         on_refusal=on_refusal,
         folder=folder,
         evaluate=evaluate,

@@ -15,7 +15,7 @@ FLOORS = [
     {"merging"},
     {"scoring"},
     {"searching"},
-    {"exporting", "adapting", "report", "model_card", "front_picture"},
+    {"exporting", "adapting", "report", "model_card", "front_picture", "evaluator"},
     {"config", "config_tasks", "config_values", "starter", "inspection", "mergekit"},
     {"assemble", "scorers", "spaces", "describe", "describe_front", "inspection_picture"},
     {"verbs"},

@@ -77,6 +77,8 @@ class Parameter:
     """Explored by default; otherwise fixed at `default` unless its user gives a range."""
     step: float | None = None
     """Grid on which a search proposes values; None: continuous."""
+    smooth: bool = False
+    """Merged tensors are differentiable in it, where masks and elected signs are held."""
 
 
 class Inputs(NamedTuple):

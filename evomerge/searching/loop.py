@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import optuna
 from optuna.trial import TrialState
 
-from evomerge.errors import EvomergeError, UserError
+from evomerge.errors import CandidateError, EvomergeError, UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import (
@@ -27,15 +27,18 @@ from evomerge.scoring.scorecard import (
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
 from evomerge.searching.constraints import check_measured, violations
+from evomerge.searching.guidance import BACKWARD, Differentiate, Guide, Step
 from evomerge.searching.objective import Goal
-from evomerge.searching.racing import Incumbent, Race, Racing, Scores, Stop
+from evomerge.searching.racing import Incumbent, Race, Racing, Scores, Stop, difference
 from evomerge.searching.record import (
     BASELINE,
     FINGERPRINT,
+    GUIDE,
     IN_SPACE,
     RECIPE,
     RESULT,
     SCORED,
+    SLOPES,
     WORKER,
     TrialRecord,
     read_trial,
@@ -105,6 +108,10 @@ class Loop:
     budget: Budget
     racing: Racing | None = None
     """None: every trial is scored in full."""
+    guide: Guide | None = None
+    """Queues steps along the gradient; None: there are none."""
+    differentiate: Differentiate | None = None
+    """For the guide."""
     on_trial: Callable[[TrialRecord], None] = lambda record: None
     on_refusal: Callable[[str], None] = lambda reason: None
     """Told why no trial can be stopped early from now on."""
@@ -148,6 +155,8 @@ class Loop:
             metrics = self.goal.climbed.found(record.metrics)
             if self.racing is None or metrics is None or "same_as" in trial.user_attrs[RESULT]:
                 continue
+            if not record.feasible:
+                continue
             path = self.folder.documents("search", record.number)
             self.racing.add(record.number, read_documents(path), metrics)
 
@@ -160,6 +169,8 @@ class Loop:
             return
         if self.racing is not None:
             self.racing.objective = self.goal.climbed
+        if self.guide is not None:
+            self.guide.goal = self.goal
         for trial in waiting:
             result = trial.user_attrs[RESULT]
             scores = read_documents(self.folder.documents("search", trial.number))
@@ -187,14 +198,19 @@ class Loop:
 
     def _trial(self) -> TrialRecord:
         start = time.perf_counter()
+        if self.guide is not None:
+            self.guide.queue()
         trial = self.study.ask()
+        step = self.guide.step(trial) if self.guide is not None else None
         recipe = self._recipe(trial)
         fingerprint = recipe.fingerprint()
         seconds = {"propose": time.perf_counter() - start}
         trial.set_user_attr(RECIPE, recipe.to_mapping())
         trial.set_user_attr(FINGERPRINT, fingerprint)
         trial.set_user_attr(WORKER, worker_stamp())
-        if (twin := scored_before(self.study, fingerprint)) is not None:
+        if step is not None and step.documents is not None:
+            self._step(trial, recipe, step, seconds)
+        elif (twin := scored_before(self.study, fingerprint)) is not None:
             self._copy(trial, twin)
         else:
             self._score(trial, recipe, seconds)
@@ -210,10 +226,13 @@ class Loop:
         return Recipe.from_mapping(given)
 
     def _score(self, trial: optuna.Trial, recipe: Recipe, seconds: dict[str, float]) -> None:
-        baseline = BASELINE in trial.user_attrs
-        race = None if baseline else self._race()
+        baseline, guided = BASELINE in trial.user_attrs, GUIDE in trial.user_attrs
+        race = None if baseline or guided else self._race()
+        kinds = KINDS if baseline else self.goal.trial_kinds
         try:
-            scorecard, documents = self._scores(recipe, baseline, race, seconds)
+            scorecard, documents = self._scores(recipe, kinds, race, seconds)
+            if not (baseline or guided) and self._is_new_best(scorecard, race):
+                scorecard = self._with_metrics(recipe, "search", scorecard, documents, seconds)
             metrics = self.goal.climbed.metrics(scorecard)
         except EvomergeError as error:
             self._fail(trial, str(error), seconds)
@@ -243,26 +262,21 @@ class Loop:
                 trial.set_user_attr(RESULT, {**result, "share": 1.0})
 
     def _scores(
-        self, recipe: Recipe, baseline: bool, race: Race | None, seconds: dict[str, float]
+        self,
+        recipe: Recipe,
+        kinds: AbstractSet[Kind],
+        race: Race | None,
+        seconds: dict[str, float],
     ) -> tuple[Scorecard, dict[str, int]]:
         """The scores, and how many documents were scored by kind; `seconds` grows by phase."""
-        kinds = KINDS if baseline else self.goal.trial_kinds
         go_on: GoOn = (lambda scores: True) if race is None else race.go_on
         scorecard, spent = self.evaluate(recipe, "search", kinds=kinds, go_on=go_on)
         _add(seconds, spent)
         documents = count_documents(scorecard.per_document, kinds)
         if race is not None and race.stop is not None:
             return scorecard, documents
-        further: list[Documents | Side] = []
         if lacking := self._lacking(scorecard):
-            further.append(lacking)
-        if self._is_new_best(scorecard, baseline):
-            further.append("search")
-        for wanted in further:
-            more, spent = self.evaluate(recipe, wanted, kinds=frozenset({"metric"}))
-            _add(seconds, spent)
-            _add(documents, count_documents(more.per_document, ["metric"]))
-            scorecard = joined(scorecard, more)
+            scorecard = self._with_metrics(recipe, lacking, scorecard, documents, seconds)
         check_measured(self.goal.constraints, scorecard.metrics)
         return scorecard, documents
 
@@ -275,23 +289,82 @@ class Loop:
             if (constraint.task, constraint.metric) not in known
         }
 
-    def _is_new_best(self, scorecard: Scorecard, baseline: bool) -> bool:
+    def _with_metrics(
+        self,
+        recipe: Recipe,
+        where: Documents | Side,
+        scorecard: Scorecard,
+        documents: dict[str, int],
+        seconds: dict[str, float],
+    ) -> Scorecard:
+        """The same with the tasks' own metrics; `documents` and `seconds` grow."""
+        more, spent = self.evaluate(recipe, where, kinds=frozenset({"metric"}))
+        _add(seconds, spent)
+        _add(documents, count_documents(more.per_document, ["metric"]))
+        return joined(scorecard, more)
+
+    def _is_new_best(self, scorecard: Scorecard, race: Race | None) -> bool:
         """Whether the points, so far unknown, are to be shown as those of the best trial.
 
         Multiple choice has its own metric from the same passes as the smooth one.
         """
-        if self.goal.kind != "both" or self.goal.several or baseline:
+        if self.goal.kind != "both" or self.goal.several or (race and race.stop is not None):
             return False
         if self.goal.points.value_of(scorecard.metrics) is not None:
+            return False
+        broken = violations(self.goal.constraints, scorecard.metrics) or {}
+        if any(amount > 0 for amount in broken.values()):
             return False
         best = best_complete(self.study)
         value = self.goal.climbed.value(self.goal.climbed.metrics(scorecard))
         return best is None or value > best.values[0]
 
+    def _step(
+        self, trial: optuna.Trial, recipe: Recipe, step: Step, seconds: dict[str, float]
+    ) -> None:
+        """Differentiates the smooth objective on some documents, and keeps the slopes."""
+        incumbent = self._best()
+        assert self.differentiate is not None
+        assert step.documents is not None
+        assert incumbent is not None  # guidance began at a complete trial
+        try:
+            found = self.differentiate(recipe, step.documents, self.goal.climbed.weights())
+        except CandidateError as error:
+            self._fail(trial, str(error), seconds)
+            return
+        write_documents(found.scores, self.folder.documents("search", trial.number))
+        seen = sum(len(own.documents) for own in found.scores.values())
+        above = difference(found.scores, incumbent, self.goal.climbed)
+        estimate = incumbent.value + (0.0 if above is None else above.value)
+        result = {
+            "metrics": to_json(found.metrics()),
+            "documents": {"smooth": BACKWARD * seen},
+            "seconds": {**seconds, **found.seconds},
+            "estimate": estimate,
+            "share": None,
+            "against": incumbent.number,
+            "because": f"step {step.number + 1} along the gradient of {seen} documents",
+            SLOPES: self.space.slopes(recipe, found.slopes),
+        }
+        trial.report(estimate, step=seen)
+        trial.set_user_attr(RESULT, result)
+        self.study.tell(trial, state=TrialState.PRUNED)
+
     def _race(self) -> Race | None:
         """Against the best complete trial; None where there is none, or no early stopping."""
+        incumbent = self._best() if self.racing is not None else None
+        if self.racing is None or incumbent is None:
+            return None
+        if (reason := self.racing.refusal(incumbent)) is not None:
+            self.racing = None
+            self.on_refusal(reason)
+            return None
+        return self.racing.race(incumbent)
+
+    def _best(self) -> Incumbent | None:
+        """The best complete trial with its scores; None where there is none."""
         best = best_complete(self.study)
-        if self.racing is None or best is None:
+        if best is None:
             return None
         if self._incumbent is None or self._incumbent.number != best.number:
             metrics = self.goal.climbed.found(read_trial(best).metrics)
@@ -302,11 +375,7 @@ class Loop:
                 metrics=metrics,
                 scores=read_documents(self.folder.documents("search", best.number)),
             )
-            if (reason := self.racing.refusal(self._incumbent)) is not None:
-                self.racing = None
-                self.on_refusal(reason)
-                return None
-        return self.racing.race(self._incumbent)
+        return self._incumbent
 
     def _prune(
         self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any], scorecard: Scorecard

@@ -77,6 +77,11 @@ class Objective:
         total = sum(counting.values())
         return {task: weight / total for task, weight in counting.items()}
 
+    def weights(self) -> dict[str, float]:
+        """Task that counts -> by how much the objective grows with its metric, or falls where less
+        is better."""
+        return {task: share / self._unit(task) for task, share in self.shares().items()}
+
     def metrics(self, scorecard: Scorecard) -> dict[str, Metric]:
         """Task -> the metric that counts; KeyError where one was not scored."""
         return {
