@@ -248,10 +248,15 @@ def _table(report: RunReport) -> str:
                 f"{100 * objective.value(scored):.1f}",
                 *(f"{100 * scored[task].value:.1f}" for task in tasks),
                 "" if points is None else f"{100 * points:.1f}",
-                *([f"{record.value or 0.0:.3f}"] * smooth),
+                *([_climbed(report, record)] * smooth),
             ]
         )
     return align(rows)
+
+
+def _climbed(report: RunReport, record: TrialRecord) -> str:
+    value = record.value or 0.0
+    return f"{value:.3f}" if report.goal.climbed.unit == "nats" else f"{100 * value:.1f}"
 
 
 def describe_inspection(found: Inspection, *, full: bool = False) -> str:

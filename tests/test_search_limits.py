@@ -9,6 +9,7 @@ from evomerge import UserError, export, load_config, search
 from evomerge.describe import describe_check, describe_run
 from evomerge.report import RunReport, draw_run, read_run
 from evomerge.searching.progress import Progress
+from evomerge.searching.record import RESULT, SLOPES
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import find_study
 from evomerge.verbs import check
@@ -98,6 +99,22 @@ def test_values_wait_for_base_and_sources_and_a_resume_tells_them(
     carried = read_run(forked.folder)
     assert values(carried).items() >= values(whole).items()
     assert carried.goal == whole.goal
+
+
+def test_steps_along_the_gradient_are_taken_in_scaled_units(small: Small) -> None:
+    def slopes(kind: str) -> tuple[dict[str, float], RunReport]:
+        config = small(f"objective: smooth\nnormalise: {kind}\n", trials=13, name=kind)
+        config.write_text(config.read_text().replace("limit: 16", "limit: 16, weight: 0"))
+        folder = search(config).folder
+        study = find_study(RunFolder(folder).storage_of_run(None))
+        assert study is not None
+        return study.trials[12].user_attrs[RESULT][SLOPES], read_run(folder)
+
+    (raw, before), (scaled, after) = slopes("raw"), slopes("spread")
+    assert before.records[12].state == after.records[12].state == "step"
+    unit = after.goal.smooth_scales["past"].unit
+    assert unit != pytest.approx(1, abs=0.1)
+    assert scaled == pytest.approx({name: slope / unit for name, slope in raw.items()}, rel=1e-4)
 
 
 def test_a_run_without_its_base_says_what_it_needs(
