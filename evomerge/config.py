@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.architectures import LAYER_PARTS, PARTS
+from evomerge.config_objectives import ConstraintConfig, ObjectivesField, objective_problems
 from evomerge.config_tasks import TaskConfig, task_problems
 from evomerge.config_values import (
     read_clock,
@@ -20,7 +21,6 @@ from evomerge.config_values import (
     read_known,
     read_lines,
     read_model,
-    read_objectives,
     read_parts,
     read_range,
     read_ranges,
@@ -32,7 +32,6 @@ from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
-from evomerge.searching.constraints import LimitKind
 from evomerge.searching.groups import Depth, Ends
 from evomerge.searching.guidance import GuideKind
 from evomerge.searching.objective import GoalKind, Normalise
@@ -149,26 +148,6 @@ class EarlyStoppingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConstraintConfig:
-    """A limit to one task's metric: one of these."""
-
-    __pydantic_config__ = _STRICT
-
-    below_base: float | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def given(self) -> dict[LimitKind, float]:
-        """The limits that are set."""
-        limits: dict[LimitKind, float | None] = {
-            "below_base": self.below_base,
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-        }
-        return {kind: amount for kind, amount in limits.items() if amount is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
     """One search; the types of the file's keys."""
 
@@ -183,9 +162,7 @@ class SearchConfig:
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     objective: GoalKind | None = None
     normalise: Literal["auto"] | Normalise = "auto"
-    objectives: Annotated[
-        dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], BeforeValidator(read_objectives)
-    ] = field(default_factory=dict)
+    objectives: ObjectivesField = field(default_factory=dict)
     constraints: dict[str, ConstraintConfig] = field(default_factory=dict)
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
@@ -267,8 +244,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{BASE!r} and {MERGED!r}"
             )
     problems += _stack_problems(config)
-    problems += _constraint_problems(config)
-    problems += _objective_problems(config)
+    problems += objective_problems(config.objectives, config.constraints, config.tasks)
     if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
         hint = did_you_mean(config.vocabulary, known)
         problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
@@ -319,37 +295,6 @@ def _stack_problems(config: SearchConfig) -> list[str]:
             problems.append(f"space.stack.sources: {name!r}: {did_you_mean(name, known)}")
     if config.device == "spread":
         problems.append("device: spread: a stack needs the live model on one device")
-    return problems
-
-
-def _constraint_problems(config: SearchConfig) -> list[str]:
-    problems = []
-    for name, constraint in config.constraints.items():
-        if len(constraint.given()) != 1:
-            problems.append(
-                f"constraints.{name}: expected one of below_base (points), at_least, at_most, got "
-                f"{constraint.given() or 'none'}"
-            )
-    if not any((task or TaskConfig()).weight for task in config.tasks.values()):
-        problems.append("tasks: every weight is 0; expected one above 0 at least")
-    return problems
-
-
-def _objective_problems(config: SearchConfig) -> list[str]:
-    if not config.objectives:
-        return []
-    problems = []
-    if len(config.objectives) < 2:
-        problems.append("objectives: expected two or more; for one, leave the key out")
-    listed = [task for tasks in config.objectives.values() for task in tasks]
-    for name, tasks in config.objectives.items():
-        for task in tasks:
-            if task not in config.tasks:
-                problems.append(f"objectives.{name}: {task!r}: {did_you_mean(task, config.tasks)}")
-            elif listed.count(task) > 1:
-                problems.append(f"objectives.{name}: {task!r} stands in several places")
-            elif not (config.tasks[task] or TaskConfig()).weight:
-                problems.append(f"objectives.{name}: {task!r} has weight 0, so it cannot count")
     return problems
 
 

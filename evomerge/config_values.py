@@ -118,15 +118,6 @@ def read_span(value: Any) -> Any:
     return tuple(value)
 
 
-def read_objectives(value: Any) -> Any:
-    """[gsm8k, safety]: each an objective of its own; or names: lists of tasks."""
-    if value is None:
-        return {}
-    if isinstance(value, list) and all(isinstance(task, str) for task in value):
-        return {task: [task] for task in value}
-    return value
-
-
 def range_of(ranges: dict[str, Any], name: str) -> Range | None:
     """A range as the space wants it; None where the file says nothing."""
     span = ranges.get(name)
