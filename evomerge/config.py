@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.architectures import LAYER_PARTS, PARTS
+from evomerge.config_objectives import ConstraintConfig, ObjectivesField, objective_problems
 from evomerge.config_tasks import TaskConfig, task_problems
 from evomerge.config_values import (
     read_clock,
@@ -33,7 +34,7 @@ from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
 from evomerge.searching.groups import Depth, Ends
 from evomerge.searching.guidance import GuideKind
-from evomerge.searching.objective import GoalKind
+from evomerge.searching.objective import GoalKind, Normalise
 from evomerge.searching.racing import EarlyStopping
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.stacks import Order
@@ -162,12 +163,15 @@ class SearchConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     objective: GoalKind | None = None
+    normalise: Literal["auto"] | Normalise = "auto"
+    objectives: ObjectivesField = field(default_factory=dict)
+    constraints: dict[str, ConstraintConfig] = field(default_factory=dict)
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
     )
     guide: GuideKind = "gradient"
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
-    finalists: Count = 3
+    finalists: Count | None = None
     seed: int = 0
     dtype: DType | None = None
     vocabulary: str = BASE
@@ -181,6 +185,11 @@ class SearchConfig:
     trust_remote_code: bool = False
     allow_code: bool = False
     generation: Literal["own", "vllm"] = "own"
+
+    def finalist_count(self) -> int:
+        """How many are scored on the holdout beside the baselines; of several objectives, at most
+        so many of the front."""
+        return self.finalists or (12 if self.objectives else 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +250,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{BASE!r} and {MERGED!r}"
             )
     problems += _stack_problems(config)
+    problems += objective_problems(config.objectives, config.constraints, config.tasks)
     if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
         hint = did_you_mean(config.vocabulary, known)
         problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")

@@ -58,14 +58,14 @@ class Evaluator:
         return scorecard, {"merge": seconds, **scorecard.seconds}
 
     def gradient(
-        self, recipe: Recipe, documents: Documents, shares: Mapping[str, float], /
+        self, recipe: Recipe, documents: Documents, weights: Mapping[str, float], /
     ) -> Gradient:
         """See `Differentiate`."""
         merge = self._load(recipe)
         start = time.perf_counter()
         while True:
             try:
-                scores, slopes = self._slopes(recipe, documents, shares)
+                scores, slopes = self._slopes(recipe, documents, weights)
                 break
             except torch.OutOfMemoryError as error:
                 before, self.gradient_tokens = self.gradient_tokens, self.gradient_tokens // 2
@@ -84,10 +84,10 @@ class Evaluator:
         return Gradient(scores=scores, slopes=slopes, seconds=seconds)
 
     def _slopes(
-        self, recipe: Recipe, documents: Documents, shares: Mapping[str, float]
+        self, recipe: Recipe, documents: Documents, weights: Mapping[str, float]
     ) -> tuple[dict[str, DocumentScores], tuple[Slopes, ...]]:
         found: dict[str, dict[int, float]] = {task: {} for task in documents}
-        weight = {task: shares[task] / len(own) for task, own in documents.items()}
+        weight = {task: weights[task] / len(own) for task, own in documents.items()}
 
         def terms() -> Iterator[torch.Tensor]:
             for batch in self.scorer.smooth_terms(

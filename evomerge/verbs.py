@@ -24,13 +24,22 @@ from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
+from evomerge.searching.front_verdict import FrontVerdict, decide_front
 from evomerge.searching.guidance import Guide
+from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
+from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import RunFolder, Side
-from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.samplers import (
+    NO_CATEGORIES,
+    ONE_OBJECTIVE,
+    SAMPLERS,
+    SpaceSampler,
+    choose_sampler,
+)
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
@@ -63,6 +72,9 @@ _COMPARABLE = (
     "code",
     "generation",
     "objective",
+    "normalise",
+    "objectives",
+    "constraints",
 )
 
 
@@ -72,7 +84,9 @@ class Outcome:
 
     folder: Path
     verdict: Verdict | None
-    """None where the search was stopped before its budget was spent."""
+    """None where the search was stopped before its budget was spent, or has several objectives."""
+    front: FrontVerdict | None = None
+    """What takes its place with several objectives."""
     stopped: bool
     storage: str | None
     """URL of the study, where it is not in the folder."""
@@ -136,11 +150,11 @@ def search(
         storage = folder.storage(loaded.config.storage)
         old = find_study(storage)
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
-            study = open_study(storage, identity(bench))
+            study = open_study(storage, identity(bench), bench.goal.parts)
             return _run(bench, study, folder, loaded.config.storage, limits, on_progress)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
-        new = open_study(new_folder.storage(None), identity(bench))
+        new = open_study(new_folder.storage(None), identity(bench), bench.goal.parts)
         log.info("fork of %s: a new run in %s", folder.path, beside)
         known, given = old.user_attrs[IDENTITY], identity(bench)
         if all(known.get(key) == given.get(key) for key in _COMPARABLE):
@@ -269,7 +283,7 @@ def _run(
             space=bench.space,
             goal=bench.goal,
             folder=folder,
-            documents=bench.documents("search"),
+            documents={t: bench.documents("search")[t] for t in bench.goal.points.shares()},
         )
     start = {
         **environment(),
@@ -279,12 +293,17 @@ def _run(
         "memory": bench.memory.sentence(),
         "merging": bench.pass_reason,
         "objective": f"{bench.goal.kind}: {bench.goal.reason}",
+        "normalise": f"{bench.goal.normalise}: {bench.goal.normalise_reason}",
+        "constraints": [constraint.sentence() for constraint in bench.goal.constraints],
         "early stopping": bench.stopping(),
         "guidance": guiding,
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
     log.info("objective %s: %s", bench.goal.kind, bench.goal.reason)
+    log.info("normalise %s: %s", bench.goal.normalise, bench.goal.normalise_reason)
+    for constraint in bench.goal.constraints:
+        log.info("constraint: %s", constraint.sentence())
     log.info("early stopping: %s", bench.stopping())
     log.info("guidance: %s", guiding)
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
@@ -292,7 +311,8 @@ def _run(
         log.info("goes on after %d finished trials", done)
     evaluate = evaluator(bench, folder.statistics)
     _keep_budget(bench, study)
-    progress = Progress(budget=budget, goal=bench.goal)
+    goal = with_references(bench.goal, study.user_attrs.get(REFERENCES))
+    progress = Progress(budget=budget, goal=goal)
     known = read_trials(study)
     for record in known:
         progress.add(record, earlier=True)
@@ -301,8 +321,9 @@ def _run(
     def on_trial(record: TrialRecord) -> None:
         nonlocal base
         base = base or base_of([record])
+        progress.goal = loop.goal
         progress.add(record)
-        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
+        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, loop.goal))
         if doubts := score_warnings(record, base, {}):
             log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
         if record.remarks:
@@ -317,7 +338,9 @@ def _run(
     loop = Loop(
         study=study,
         space=bench.space,
-        goal=bench.goal,
+        goal=goal,
+        sources=tuple(bench.template.sources),
+        constrained={c.task: bench.documents("search")[c.task] for c in goal.constraints},
         racing=bench.racing(),
         guide=guide,
         differentiate=evaluate.gradient,
@@ -333,15 +356,24 @@ def _run(
         score_finalists(
             study,
             folder,
-            bench.goal,
-            config.finalists,
+            loop.goal,
+            config.finalist_count(),
             evaluate,
             stop_asked=lambda: loop.stop_asked,
         )
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
-    verdict = decide(study, folder, bench.goal, config.seed)
+    if not loop.goal.settled:
+        log.warning("the budget ended before base and sources were scored: no trial has a value")
+    if loop.goal.several:
+        front = decide_front(study, folder, loop.goal, config.seed)
+        return Outcome(
+            folder=folder.path, verdict=None, front=front, stopped=False, storage=storage
+        )
+    verdict = decide(study, folder, loop.goal, config.seed)
+    if verdict is not None:
+        check_limits(study, folder, loop.goal, [verdict.winner], config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
 
 
@@ -373,12 +405,19 @@ def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
-        return choose_sampler(distributions, budget.full_trials(_trial_documents(bench)))
+        trials = budget.full_trials(_trial_documents(bench))
+        return choose_sampler(distributions, trials, max(1, len(bench.goal.parts)))
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     if name in NO_CATEGORIES and categories:
         raise UserError(
             f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
             f"{', '.join(categories[:3])}; use tpe, or one method"
+        )
+    if name in ONE_OBJECTIVE and bench.goal.several:
+        others = ", ".join(known for known in SAMPLERS if known not in ONE_OBJECTIVE)
+        raise UserError(
+            f"{bench.loaded.file}: sampler: {name} climbs a single objective, and there are "
+            f"{len(bench.goal.parts)}; use auto, or one of {others}"
         )
     return name, "as configured"
 

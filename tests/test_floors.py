@@ -9,15 +9,23 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "evomerge"
 
 FLOORS = [
-    {"errors", "seeding", "files", "typed_yaml", "environment", "devices"},
+    {"errors", "seeding", "files", "typed_yaml", "environment", "devices", "aligned"},
     {"methods", "architectures", "recipe"},
     {"checkpoints"},
     {"merging"},
     {"scoring"},
     {"searching"},
-    {"exporting", "adapting", "report", "model_card", "evaluator"},
-    {"config", "config_tasks", "config_values", "starter", "inspection", "mergekit"},
-    {"assemble", "scorers", "spaces", "describe", "inspection_picture"},
+    {"exporting", "adapting", "report", "model_card", "front_picture", "evaluator"},
+    {
+        "config",
+        "config_objectives",
+        "config_tasks",
+        "config_values",
+        "starter",
+        "inspection",
+        "mergekit",
+    },
+    {"assemble", "scorers", "spaces", "describe", "describe_front", "inspection_picture"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -25,10 +33,14 @@ FLOORS = [
 BESIDE = {
     ("exporting", "model_card"),
     ("adapting", "model_card"),
+    ("report", "front_picture"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "scorers"),
+    ("describe", "describe_front"),
     ("assemble", "spaces"),
+    ("config", "config_objectives"),
+    ("config_objectives", "config_tasks"),
     ("config", "config_tasks"),
     ("config", "config_values"),
 }
@@ -47,7 +59,7 @@ DOORS = {
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},
     "vllm": {"scoring/vllm_generation.py"},
-    "matplotlib": {"report.py", "inspection_picture.py"},
+    "matplotlib": {"report.py", "front_picture.py", "inspection_picture.py"},
     "typer": {"cli.py"},
 }
 

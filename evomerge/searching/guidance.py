@@ -81,9 +81,9 @@ class Differentiate(Protocol):
     """Makes a recipe's weights and differentiates their smooth objective."""
 
     def __call__(
-        self, recipe: Recipe, documents: Documents, shares: Mapping[str, float], /
+        self, recipe: Recipe, documents: Documents, weights: Mapping[str, float], /
     ) -> Gradient:
-        """The slopes of Σ share · mean smooth score over the task's documents; CandidateError
+        """The slopes of Σ weight · mean smooth score over the task's documents; CandidateError
         where there are none."""
         ...
 
@@ -137,7 +137,7 @@ class Guide:
     goal: Goal
     folder: RunFolder
     documents: Documents
-    """All search documents."""
+    """All search documents of the tasks that count."""
     pace: Pace = Pace()
 
     def queue(self) -> None:
@@ -186,7 +186,7 @@ class Guide:
         for trial in trials:
             if trial.number == facts.get("start"):
                 return trial
-        inside = [t for t in trials if BASELINE in t.user_attrs and t.params and _scored(t)]
+        inside = [t for t in trials if BASELINE in t.user_attrs and t.params and _eligible(t)]
         inside.sort(key=lambda trial: -trial.values[0])
         for trial in inside:
             recipe = self.space.recipe(trial.params)
@@ -196,7 +196,10 @@ class Guide:
                 return trial
         if not trials:
             return None
-        self._end("no baseline lies in the space whose method is differentiable in its numbers")
+        self._end(
+            "no baseline lies in the space and keeps all limits, whose method is differentiable in "
+            "its numbers"
+        )
         return None
 
     def _ended(
@@ -229,15 +232,15 @@ class Guide:
             read_documents(self.folder.documents("search", each.number)) for each in (trial, best)
         )
         value = variance = 0.0
-        for task, share in self.goal.climbed.shares().items():
+        for task, weight in self.goal.climbed.weights().items():
             places = np.isin(ours[task].documents, unseen[task])
             differences = np.subtract(ours[task].values[SMOOTH], theirs[task].values[SMOOTH])[
                 places
             ]
             differences = differences[~np.isnan(differences)]
             if len(differences) > 1:
-                value += share * differences.mean()
-                variance += share**2 * differences.var(ddof=1) / len(differences)
+                value += weight * differences.mean()
+                variance += weight**2 * differences.var(ddof=1) / len(differences)
         return bool(value + math.sqrt(variance) < 0)
 
     def _place(self, start: FrozenTrial, slopes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -274,6 +277,10 @@ def _still(recipe: Recipe) -> list[Slopes]:
         }
         for rule in recipe.rules
     ]
+
+
+def _eligible(trial: FrozenTrial) -> bool:
+    return _scored(trial) and all(broken <= 0 for broken in trial.constraints.values())
 
 
 def _scored(trial: FrozenTrial) -> bool:
