@@ -158,6 +158,9 @@ def check(
 def search(
     config: Config,
     trials: Annotated[int | None, typer.Option(min=1, help="Budget: finished trials.")] = None,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="Budget: documents scored for trials.")
+    ] = None,
     hours: Annotated[float | None, typer.Option(min=0, help="Budget: hours from now.")] = None,
     until: Annotated[str | None, typer.Option(help="Budget: clock time, such as 07:00.")] = None,
     fork: Annotated[
@@ -172,7 +175,7 @@ def search(
         from evomerge.describe import describe_outcome
         from evomerge.verbs import search as run
 
-        budget = parse_budget(trials=trials, hours=hours, until=until)
+        budget = parse_budget(trials=trials, documents=documents, hours=hours, until=until)
         loaded = load_config(config, allow_code=allow_code)
         with _progress_line() as on_progress:
             outcome = run(loaded, budget=budget, fork=fork, on_progress=on_progress)

@@ -105,6 +105,7 @@ class BudgetConfig:
     __pydantic_config__ = _STRICT
 
     trials: Count | None = None
+    documents: Count | None = None
     hours: Annotated[float, Field(gt=0)] | None = None
     until: Annotated[int | None, BeforeValidator(read_clock)] = None
 
@@ -121,8 +122,9 @@ class BudgetConfig:
         return min(ends, default=None)
 
     def trial_limit(self) -> int | None:
-        """Finished trials after which none starts; None: only time counts."""
-        return 100 if self.trials is self.hours is self.until is None else self.trials
+        """Finished trials after which none starts; None: only the other limits count."""
+        others = (self.documents, self.hours, self.until)
+        return 100 if self.trials is None and others == (None, None, None) else self.trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,10 +212,14 @@ class LoadedConfig:
 
 
 def parse_budget(
-    *, trials: int | None = None, hours: float | None = None, until: str | None = None
+    *,
+    trials: int | None = None,
+    documents: int | None = None,
+    hours: float | None = None,
+    until: str | None = None,
 ) -> BudgetConfig | None:
     """A budget from the command line; None where nothing is given."""
-    given = {"trials": trials, "hours": hours, "until": until}
+    given = {"trials": trials, "documents": documents, "hours": hours, "until": until}
     given = {key: value for key, value in given.items() if value is not None}
     return validate(given, BudgetConfig, name="command line") if given else None
 

@@ -162,8 +162,12 @@ def describe_run(run: Path, storage: str | None = None) -> str:
 
 
 def _economy(report: RunReport) -> list[str]:
-    """What early stopping did, and how many documents were scored."""
+    """What guidance and early stopping did, and how many documents were scored."""
     lines = []
+    steps = [record for record in report.records if record.state == "step"]
+    if report.guidance is not None:
+        ended = report.guidance.get("end", "under way")
+        lines.append(f"guidance: {len(steps)} steps along the gradient; {ended}")
     if pruned := report.pruned():
         reasons = ", ".join(f"{count} by {reason}" for reason, count in sorted(pruned.items()))
         share = report.share()

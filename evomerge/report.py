@@ -26,6 +26,7 @@ from evomerge.searching.finalists import (
 )
 from evomerge.searching.front import knee_of, pareto_front
 from evomerge.searching.front_verdict import FrontVerdict, read_front
+from evomerge.searching.guidance import GUIDANCE
 from evomerge.searching.holdout_limits import HeldLimit, read_limits
 from evomerge.searching.objective import UNIT_NAMES, Goal
 from evomerge.searching.record import TrialRecord, base_of, read_trials
@@ -55,6 +56,9 @@ class RunReport:
     """Where a metric's scale is not the best source's gain, in words."""
     tasks: Mapping[str, Any]
     """Task -> how it is asked."""
+    guidance: Mapping[str, Any] | None
+    """`start`: the trial where steps along the gradient began; `end`: why they ended. None: there
+    are none."""
     running: bool
 
     @property
@@ -128,11 +132,11 @@ class RunReport:
 
     def trials(self) -> pd.DataFrame:
         """One row per trial: number, name, baseline, state, value (what is climbed), whether it is
-        feasible (keeps the constraints), estimate and why it was pruned, points, task metrics on
-        search and holdout documents (`capital`, `capital holdout`; of a pruned trial none), shares
-        of its answers to the search documents (`capital cut_off`, `capital empty`, ...), documents
-        scored by kind, seconds by phase, failure, warnings; of several objectives the `NAME value`
-        of each.
+        feasible (keeps the constraints), estimate and why it was pruned, steps along the gradient
+        before it, points, task metrics on search and holdout documents (`capital`, `capital
+        holdout`; of a pruned trial none), shares of its answers to the search documents (`capital
+        cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase, failure,
+        warnings; of several objectives the `NAME value` of each.
         """
         rows = []
         for record in self.records:
@@ -145,6 +149,7 @@ class RunReport:
                 "feasible": record.feasible,
                 "estimate": record.estimate,
                 "pruned": record.pruned,
+                "step": record.step,
                 "points": self.points(record),
             }
             if self.goal.several and record.values:
@@ -204,6 +209,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         holdout=holdout,
         holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
+        guidance=attributes.get(GUIDANCE),
         front_verdict=read_front(attributes),
         limits=read_limits(attributes),
         scale_notes=attributes.get(REFERENCES, {}).get("notes", ()),
@@ -265,11 +271,13 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             axes.scatter(numbers, list(map(height, records)), label=label, **{"s": 14, **style})
 
     scored = [record for record in report.records if record.value is not None]
-    pruned = [record for record in report.records if record.estimate is not None]
+    pruned = [record for record in report.records if record.pruned is not None]
+    steps = [record for record in report.records if record.state == "step"]
     plain = [record for record in scored if record.baseline is not None]
     dots([record for record in scored if record.baseline is None], "trial", color="tab:blue")
     dots(plain, "baseline", color="tab:orange")
     dots(pruned, "pruned, estimate", marker="x", linewidth=0.8, color="tab:gray")
+    dots(steps, "gradient step, estimate", marker=".", s=10, color="tab:purple")
     doubted = [record for record in scored if report.warnings(record)]
     dots(doubted, "in doubt (evomerge status says why)", s=18, marker="+", color="tab:red")
     broken = [record for record in scored if not record.feasible]
@@ -295,7 +303,7 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
     )
     axes.legend(loc="lower right")
     if report.goal.kind != "metric":
-        _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned)])
+        _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned, *steps)])
 
 
 def _cut_off_the_hopeless(axes: Any, values: Sequence[float]) -> None:

@@ -117,10 +117,9 @@ class Check:
         return max((size / each.bytes_per_second for each in self.throughput), default=None)
 
     def forecast(self) -> int | None:
-        """Trials that the budget allows; None where neither is known."""
-        limits = []
-        if self.budget.trials is not None:
-            limits.append(self.budget.trials)
+        """Trials scored in full that the budget allows; None where that is not known."""
+        trials = self.budget.full_trials(_trial_documents(self.bench))
+        limits = [] if trials is None else [trials]
         if self.budget.deadline is not None and self.seconds_per_trial:
             left = (self.budget.deadline - datetime.now()).total_seconds()
             limits.append(int(left / self.seconds_per_trial))
@@ -389,7 +388,16 @@ def _keep_budget(bench: Bench, study: optuna.Study) -> None:
 
 
 def _budget(config: BudgetConfig) -> Budget:
-    return Budget(trials=config.trial_limit(), deadline=config.deadline(datetime.now()))
+    return Budget(
+        trials=config.trial_limit(),
+        documents=config.documents,
+        deadline=config.deadline(datetime.now()),
+    )
+
+
+def _trial_documents(bench: Bench) -> int:
+    """Documents of a trial that is scored in full, each kind counted."""
+    return len(bench.goal.trial_kinds) * sum(map(len, bench.documents("search").values()))
 
 
 def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
@@ -397,7 +405,8 @@ def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
-        return choose_sampler(distributions, budget.trials, max(1, len(bench.goal.parts)))
+        trials = budget.full_trials(_trial_documents(bench))
+        return choose_sampler(distributions, trials, max(1, len(bench.goal.parts)))
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     if name in NO_CATEGORIES and categories:
         raise UserError(

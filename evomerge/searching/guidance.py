@@ -102,7 +102,7 @@ class Pace:
     """Share of the documents that the gradient never sees."""
     every: int = 5
     """Steps between looks at all documents."""
-    patience: int = 2
+    patience: int = 3
     """Looks in a row without gain, or worse on the unseen documents, after which guidance ends."""
 
     def parts(self, documents: Documents) -> tuple[tuple[Documents, ...], Documents]:

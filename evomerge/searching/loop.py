@@ -42,6 +42,7 @@ from evomerge.searching.record import (
     WORKER,
     TrialRecord,
     read_trial,
+    read_trials,
     worker_stamp,
 )
 from evomerge.searching.references import settle
@@ -59,6 +60,7 @@ from evomerge.searching.study import (
 log = logging.getLogger(__name__)
 
 _FAILURES_IN_A_ROW = 10
+_REPEATS_IN_A_ROW = 200  # of weights that are known: nothing new is left to propose
 Number = TypeVar("Number", int, float)
 Metrics = tuple[Metric, ...]
 
@@ -87,13 +89,24 @@ class Budget:
     """When the search ends: at whichever comes first."""
 
     trials: int | None = None
+    documents: int | None = None
+    """Search documents scored for all trials together, each kind counted."""
     deadline: datetime | None = None
 
-    def spent(self, finished_trials: int) -> bool:
+    def spent(self, finished_trials: int, documents: int) -> bool:
         """Whether no further trial may start."""
-        return (self.trials is not None and finished_trials >= self.trials) or (
-            self.deadline is not None and datetime.now() >= self.deadline
+        return (
+            (self.trials is not None and finished_trials >= self.trials)
+            or (self.documents is not None and documents >= self.documents)
+            or (self.deadline is not None and datetime.now() >= self.deadline)
         )
+
+    def full_trials(self, documents: int) -> int | None:
+        """Trials of so many documents each that it allows, time aside; None: any number."""
+        limits = [] if self.trials is None else [self.trials]
+        if self.documents is not None:
+            limits.append(-(-self.documents // documents))
+        return min(limits, default=None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,19 +142,27 @@ class Loop:
     def run(self) -> None:
         """Trials until the budget is spent or a stop was asked for.
 
+        Also ends where a budget of documents is left, but nothing but repeats is proposed.
         Raises UserError after ten failures in a row: then the mistake is not the candidates'.
         """
         self._settle()
         self._remember()
         done = len(finished(self.study))
-        failures = 0
-        while not self.stop_asked and not self.budget.spent(done):
+        documents = sum(record.scored for record in read_trials(self.study))
+        failures = repeats = 0
+        while not self.stop_asked and not self.budget.spent(done, documents):
             record = self._trial()
             done += 1
+            documents += record.scored
             failures = failures + 1 if record.state == "failed" else 0
+            repeats = 0 if record.scored else repeats + 1
             if record.state != SCORED:
                 self.on_trial(record)
             self._settle()
+            if self.budget.documents is not None and repeats >= _REPEATS_IN_A_ROW:
+                # Repeats cost no documents, so the budget alone would never end the search.
+                log.warning("%d proposals in a row were known already: the search ends", repeats)
+                return
             if failures >= _FAILURES_IN_A_ROW:
                 raise UserError(
                     f"{failures} candidates in a row failed, the last with: {record.failure}. "

@@ -88,6 +88,11 @@ class TrialRecord:
         return Recipe.from_mapping(self.recipe_mapping, f"the recipe of trial {self.number}")
 
     @property
+    def scored(self) -> int:
+        """Search documents scored for it, of all kinds."""
+        return sum(self.documents.values())
+
+    @property
     def feasible(self) -> bool:
         """Whether it keeps all limits that it is known to have been measured by."""
         return all(amount <= 0 for amount in self.violations.values())
