@@ -10,6 +10,7 @@ from evomerge.describe import describe_check, describe_run
 from evomerge.report import RunReport, draw_run, read_run
 from evomerge.searching.progress import Progress
 from evomerge.searching.record import RESULT, SLOPES
+from evomerge.searching.references import REFERENCES
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import find_study
 from evomerge.verbs import check
@@ -90,6 +91,14 @@ def test_values_wait_for_base_and_sources_and_a_resume_tells_them(
     assert not values(stopped)
     assert "2 scored" in describe_run(first.folder)
     assert "no trial has a value" in folder.log.read_text()
+    if objective == "metric":  # as if killed once the scales were found, before any value was told
+        known, study = (
+            find_study(RunFolder(path).storage_of_run(None))
+            for path in (folder.path.with_name("whole"), first.folder)
+        )
+        assert known is not None
+        assert study is not None
+        study.set_user_attr(REFERENCES, known.user_attrs[REFERENCES])
     search(mixed(text, trials=14))
     resumed = read_run(first.folder)
     assert values(resumed) == values(whole)

@@ -139,8 +139,8 @@ class Goal:
 
     metric: trials climb the tasks' metrics, and the best wins. smooth: they climb the smooth
     metrics, without generating answers, and the best wins. both: they climb the smooth metrics,
-    and of the leaders the best by the tasks' metrics wins. The verdict is always in the tasks' own
-    metrics, on the holdout documents.
+    and of the leaders the best by the tasks' metrics wins. The verdict is always by the tasks' own
+    metrics, in the objective's units, on the holdout documents.
     """
 
     kind: GoalKind
