@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
-from evomerge.config import LoadedConfig
+from evomerge.config import LoadedConfig, SpaceConfig
 from evomerge.devices import choose_device, free_bytes
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.calibration import calibrate, calibrated_sources, check_text
@@ -207,7 +207,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
 
     def evaluate(
         recipe: Recipe,
-        documents: Documents | Side,
+        documents: Documents | Side | Sequence[Documents],
         /,
         *,
         kinds: AbstractSet[Kind] = KINDS,
@@ -221,7 +221,9 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
             raise CandidateError(f"out of memory while merging: {error}") from error
         wait_for(bench.device)
         merged = time.perf_counter()
-        blocks = bench.blocks(documents) if isinstance(documents, str) else (documents,)
+        if isinstance(documents, str):
+            documents = bench.blocks(documents)
+        blocks = (documents,) if isinstance(documents, Mapping) else documents
         scorecard = score_blocks(bench.scorer, workspace.model, blocks, kinds=kinds, go_on=go_on)
         return scorecard, {"merge": merged - start, **scorecard.seconds}
 
@@ -248,7 +250,7 @@ def identity(bench: Bench) -> dict[str, Any]:
             for name, task in tasks_of(bench.loaded).items()
         },
         "documents": _plain(config.documents) | {"tasks": documents},
-        "space": _plain(config.space),
+        "space": _space(config.space),
         "starts": {name: recipe.fingerprint() for name, recipe in bench.space.starts().items()},
         "sampler": config.sampler,
         "seed": config.seed,
@@ -268,6 +270,10 @@ def identity(bench: Bench) -> dict[str, Any]:
         facts["generation"] = config.generation
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
+
+
+def _space(space: SpaceConfig) -> dict[str, Any]:
+    return _plain(space, without=() if space.switch_off else ("switch_off",))
 
 
 def asked(bench: Bench) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.environment import environment
 from evomerge.errors import UserError
 from evomerge.files import write_text
+from evomerge.going_on import enqueue_further_baselines, known_scores, reused, take_up_starts
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
@@ -146,7 +147,7 @@ def search(
         if all(known.get(key) == given.get(key) for key in _COMPARABLE):
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
-        return _run(bench, new, new_folder, None, limits, on_progress)
+        return _run(bench, new, new_folder, None, limits, on_progress, before=folder.path)
 
 
 def score(
@@ -242,8 +243,12 @@ def _run(
     storage: str | None,
     limits: BudgetConfig,
     on_progress: OnProgress,
+    before: Path | None = None,
 ) -> Outcome:
-    """Trials until the budget is spent, then the holdout and the verdict."""
+    """Trials until the budget is spent, then the holdout and the verdict.
+
+    before: the run that this one is a fork of.
+    """
     config = bench.loaded.config
     budget = _budget(limits)
     if not folder.config.exists():
@@ -252,7 +257,9 @@ def _run(
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
     plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
+    plain |= take_up_starts(bench, study, plain, before)
     enqueue_baselines(study, bench.space, plain)
+    scores = known_scores(bench, study)
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
@@ -277,7 +284,7 @@ def _run(
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
-    evaluate = evaluator(bench, folder.statistics)
+    evaluate = reused(bench, evaluator(bench, folder.statistics), scores)
     _keep_budget(bench, study)
     progress = Progress(budget=budget, goal=bench.goal)
     known = read_trials(study)
@@ -295,6 +302,8 @@ def _run(
         if record.remarks:
             # Where memory ran out, the next start begins with what was enough.
             study.set_user_attr(BATCH_TOKENS, bench.budget.tokens)
+        if record.baseline is not None:
+            enqueue_further_baselines(study, bench)
         on_progress(progress, record)
 
     def on_refusal(reason: str) -> None:
@@ -312,6 +321,7 @@ def _run(
         budget=budget,
         on_trial=on_trial,
     )
+    enqueue_further_baselines(study, bench)
     on_progress(progress, None)
     with on_interrupt(loop.stop):
         loop.run()

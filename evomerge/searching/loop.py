@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
@@ -47,12 +47,13 @@ _FAILURES_IN_A_ROW = 10
 
 
 class Evaluate(Protocol):
-    """Makes a recipe's weights and scores them on one side of the split, or on given documents."""
+    """Makes a recipe's weights and scores them on one side of the split, or on given documents (in
+    one block, or in several)."""
 
     def __call__(
         self,
         recipe: Recipe,
-        documents: Documents | Side,
+        documents: Documents | Side | Sequence[Documents],
         /,
         *,
         kinds: AbstractSet[Kind] = KINDS,
@@ -194,11 +195,11 @@ class Loop:
         kinds = KINDS if baseline else self.goal.trial_kinds
         go_on: GoOn = (lambda scores: True) if race is None else race.go_on
         scorecard, spent = self.evaluate(recipe, "search", kinds=kinds, go_on=go_on)
-        documents = count_documents(scorecard.per_document, kinds)
+        documents = count_documents(scorecard, kinds)
         if self._is_new_best(scorecard, baseline, race):
             more, further = self.evaluate(recipe, "search", kinds=frozenset({"metric"}))
             scorecard = joined(scorecard, more)
-            documents |= count_documents(more.per_document, ["metric"])
+            documents |= count_documents(more, ["metric"])
             spent = {k: spent.get(k, 0.0) + further.get(k, 0.0) for k in (*spent, *further)}
         seconds |= spent
         return scorecard, documents
