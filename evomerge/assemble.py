@@ -5,9 +5,7 @@ import hashlib
 import json
 import logging
 import math
-import time
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,12 @@ from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.config import LoadedConfig, SpaceConfig
 from evomerge.devices import choose_device, free_bytes
-from evomerge.errors import CandidateError, UserError
-from evomerge.merging.calibration import calibrate, calibrated_sources, check_text
+from evomerge.errors import UserError
+from evomerge.evaluator import Evaluator
+from evomerge.merging.calibration import calibrate, check_text
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, spread_memory
-from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
@@ -34,9 +32,7 @@ from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
 from evomerge.scorers import requests, scorer_of, sources, tasks_of
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.documents import Split, split_documents, stratified_blocks
-from evomerge.scoring.scorecard import Scorecard
-from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind, Scorer, score_blocks
-from evomerge.searching.loop import Evaluate
+from evomerge.scoring.scorer import Documents, Scorer
 from evomerge.searching.objective import Goal, Objective, Target, choose_goal
 from evomerge.searching.racing import EarlyStopping, Racing
 from evomerge.searching.run_folder import Side
@@ -89,6 +85,18 @@ class Bench:
         if self.early_stopping is None or len(blocks) == 1:
             return None
         return Racing(self.early_stopping, self.goal.climbed, blocks)
+
+    def guiding(self) -> str | None:
+        """Why there are no steps along the gradient; None: there are."""
+        if self.loaded.config.guide == "none":
+            return "as configured"
+        if self.goal.kind == "metric":
+            return f"the objective is the tasks' own metrics ({self.goal.reason})"
+        if isinstance(self.space, StackSpace):
+            return "which layer stands where is no number"
+        if self.loaded.config.device == "spread":
+            return "the model is spread over devices"
+        return None
 
     def stopping(self) -> str:
         """Whether and when trials are given up, in words."""
@@ -163,12 +171,10 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
     )
 
 
-def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
-    """Loads the live model and returns the function that makes and scores candidates in it.
+def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
+    """Loads the live model and returns what makes and scores candidates in it.
 
-    statistics: the folder that keeps what is computed of tensors once per run. The function takes
-    a recipe, a side of the split or the documents to score, what is scored, and what is asked
-    after each block of them; it returns the scores and the seconds by phase (merge, model, metric).
+    statistics: the folder that keeps what is computed of tensors once per run.
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
@@ -204,30 +210,15 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     )
     bench.models.hold(bench.memory.placement, workspace.devices)
     bench.budget.settle(workspace.model)
-
-    def evaluate(
-        recipe: Recipe,
-        documents: Documents | Side | Sequence[Documents],
-        /,
-        *,
-        kinds: AbstractSet[Kind] = KINDS,
-        go_on: GoOn = lambda scores: True,
-    ) -> tuple[Scorecard, Mapping[str, float]]:
-        start = time.perf_counter()
-        try:
-            prepare_activations(recipe, calibrated_sources(recipe))
-            workspace.load(recipe)
-        except torch.OutOfMemoryError as error:
-            raise CandidateError(f"out of memory while merging: {error}") from error
-        wait_for(bench.device)
-        merged = time.perf_counter()
-        if isinstance(documents, str):
-            documents = bench.blocks(documents)
-        blocks = (documents,) if isinstance(documents, Mapping) else documents
-        scorecard = score_blocks(bench.scorer, workspace.model, blocks, kinds=kinds, go_on=go_on)
-        return scorecard, {"merge": merged - start, **scorecard.seconds}
-
-    return evaluate
+    return Evaluator(
+        workspace=workspace,
+        models=bench.models,
+        scorer=bench.scorer,
+        device=bench.device,
+        blocks=bench.blocks,
+        calibrate=prepare_activations,
+        gradient_tokens=bench.budget.tokens,
+    )
 
 
 def identity(bench: Bench) -> dict[str, Any]:

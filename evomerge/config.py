@@ -33,6 +33,7 @@ from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
 from evomerge.searching.groups import Depth, Ends
+from evomerge.searching.guidance import GuideKind
 from evomerge.searching.objective import GoalKind
 from evomerge.searching.racing import EarlyStopping
 from evomerge.searching.samplers import SAMPLERS
@@ -164,6 +165,7 @@ class SearchConfig:
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
     )
+    guide: GuideKind = "gradient"
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
     start_from: Annotated[tuple[Path, ...], BeforeValidator(read_list)] = ()
     finalists: Count = 3

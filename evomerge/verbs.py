@@ -25,6 +25,7 @@ from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
+from evomerge.searching.guidance import Guide
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
 from evomerge.searching.progress import Progress, outcome_text
@@ -267,6 +268,17 @@ def _run(
     study.sampler = SpaceSampler(inner, distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
+    off = bench.guiding()
+    guiding = "along the gradient" if off is None else f"off: {off}"
+    guide = None
+    if off is None:
+        guide = Guide(
+            study=study,
+            space=bench.space,
+            goal=bench.goal,
+            folder=folder,
+            documents=bench.documents("search"),
+        )
     start = {
         **environment(),
         "sampler": sampler,
@@ -276,15 +288,18 @@ def _run(
         "merging": bench.pass_reason,
         "objective": f"{bench.goal.kind}: {bench.goal.reason}",
         "early stopping": bench.stopping(),
+        "guidance": guiding,
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
     log.info("objective %s: %s", bench.goal.kind, bench.goal.reason)
     log.info("early stopping: %s", bench.stopping())
+    log.info("guidance: %s", guiding)
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
-    evaluate = reused(bench, evaluator(bench, folder.statistics), scores)
+    made = evaluator(bench, folder.statistics)
+    evaluate = reused(bench, made, scores)
     _keep_budget(bench, study)
     progress = Progress(budget=budget, goal=bench.goal)
     known = read_trials(study)
@@ -315,6 +330,8 @@ def _run(
         space=bench.space,
         goal=bench.goal,
         racing=bench.racing(),
+        guide=guide,
+        differentiate=made.gradient,
         on_refusal=on_refusal,
         folder=folder,
         evaluate=evaluate,

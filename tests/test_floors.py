@@ -15,7 +15,7 @@ FLOORS = [
     {"merging"},
     {"scoring"},
     {"searching"},
-    {"exporting", "adapting", "report", "model_card"},
+    {"exporting", "adapting", "report", "model_card", "evaluator"},
     {"config", "config_tasks", "config_values", "starter", "inspection", "mergekit"},
     {"assemble", "going_on", "scorers", "spaces", "describe", "inspection_picture"},
     {"verbs"},

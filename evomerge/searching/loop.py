@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
-from evomerge.errors import EvomergeError, UserError
+from evomerge.errors import CandidateError, EvomergeError, UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import (
@@ -24,14 +24,17 @@ from evomerge.scoring.scorecard import (
     write_documents,
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
+from evomerge.searching.guidance import BACKWARD, Differentiate, Guide, Step
 from evomerge.searching.objective import Goal
-from evomerge.searching.racing import Incumbent, Race, Racing, Stop
+from evomerge.searching.racing import Incumbent, Race, Racing, Stop, difference
 from evomerge.searching.record import (
     BASELINE,
     FINGERPRINT,
+    GUIDE,
     IN_SPACE,
     RECIPE,
     RESULT,
+    SLOPES,
     WORKER,
     TrialRecord,
     read_trial,
@@ -92,6 +95,10 @@ class Loop:
     budget: Budget
     racing: Racing | None = None
     """None: every trial is scored in full."""
+    guide: Guide | None = None
+    """Queues steps along the gradient; None: there are none."""
+    differentiate: Differentiate | None = None
+    """For the guide."""
     on_trial: Callable[[TrialRecord], None] = lambda record: None
     on_refusal: Callable[[str], None] = lambda reason: None
     """Told why no trial can be stopped early from now on."""
@@ -133,14 +140,19 @@ class Loop:
 
     def _trial(self) -> TrialRecord:
         start = time.perf_counter()
+        if self.guide is not None:
+            self.guide.queue()
         trial = self.study.ask()
+        step = self.guide.step(trial) if self.guide is not None else None
         recipe = self._recipe(trial)
         fingerprint = recipe.fingerprint()
         seconds = {"propose": time.perf_counter() - start}
         trial.set_user_attr(RECIPE, recipe.to_mapping())
         trial.set_user_attr(FINGERPRINT, fingerprint)
         trial.set_user_attr(WORKER, worker_stamp())
-        if (twin := scored_before(self.study, fingerprint)) is not None:
+        if step is not None and step.documents is not None:
+            self._step(trial, recipe, step, seconds)
+        elif (twin := scored_before(self.study, fingerprint)) is not None:
             self._copy(trial, twin)
         else:
             self._score(trial, recipe, seconds)
@@ -156,10 +168,13 @@ class Loop:
         return Recipe.from_mapping(given)
 
     def _score(self, trial: optuna.Trial, recipe: Recipe, seconds: dict[str, float]) -> None:
-        baseline = BASELINE in trial.user_attrs
-        race = None if baseline else self._race()
+        baseline, guided = BASELINE in trial.user_attrs, GUIDE in trial.user_attrs
+        race = None if baseline or guided else self._race()
+        kinds = KINDS if baseline else self.goal.trial_kinds
         try:
-            scorecard, documents = self._scores(recipe, baseline, race, seconds)
+            scorecard, documents = self._scores(recipe, kinds, race, seconds)
+            if not (baseline or guided) and self._is_new_best(scorecard, race):
+                scorecard, documents = self._with_points(recipe, scorecard, documents, seconds)
             metrics = self.goal.climbed.metrics(scorecard)
         except EvomergeError as error:
             self._fail(trial, str(error), seconds)
@@ -189,27 +204,38 @@ class Loop:
                 self.study.tell(trial, value)
 
     def _scores(
-        self, recipe: Recipe, baseline: bool, race: Race | None, seconds: dict[str, float]
+        self,
+        recipe: Recipe,
+        kinds: AbstractSet[Kind],
+        race: Race | None,
+        seconds: dict[str, float],
     ) -> tuple[Scorecard, dict[str, int]]:
         """The scores, and how many documents were scored by kind; `seconds` grows by phase."""
-        kinds = KINDS if baseline else self.goal.trial_kinds
         go_on: GoOn = (lambda scores: True) if race is None else race.go_on
         scorecard, spent = self.evaluate(recipe, "search", kinds=kinds, go_on=go_on)
-        documents = count_documents(scorecard, kinds)
-        if self._is_new_best(scorecard, baseline, race):
-            more, further = self.evaluate(recipe, "search", kinds=frozenset({"metric"}))
-            scorecard = joined(scorecard, more)
-            documents |= count_documents(more, ["metric"])
-            spent = {k: spent.get(k, 0.0) + further.get(k, 0.0) for k in (*spent, *further)}
         seconds |= spent
-        return scorecard, documents
+        return scorecard, count_documents(scorecard, kinds)
 
-    def _is_new_best(self, scorecard: Scorecard, baseline: bool, race: Race | None) -> bool:
+    def _with_points(
+        self,
+        recipe: Recipe,
+        scorecard: Scorecard,
+        documents: Mapping[str, int],
+        seconds: dict[str, float],
+    ) -> tuple[Scorecard, dict[str, int]]:
+        """The same with the tasks' own metrics; `seconds` grows by phase."""
+        more, spent = self.evaluate(recipe, "search", kinds=frozenset({"metric"}))
+        for phase, spent_there in spent.items():
+            seconds[phase] = seconds.get(phase, 0.0) + spent_there
+        further = count_documents(more, ["metric"])
+        return joined(scorecard, more), {**documents, **further}
+
+    def _is_new_best(self, scorecard: Scorecard, race: Race | None) -> bool:
         """Whether the points, so far unknown, are to be shown as those of the best trial.
 
         Multiple choice has its own metric from the same passes as the smooth one.
         """
-        if self.goal.kind != "both" or baseline or (race is not None and race.stop is not None):
+        if self.goal.kind != "both" or (race is not None and race.stop is not None):
             return False
         if self.goal.points.value_of(scorecard.metrics) is not None:
             return False
@@ -217,10 +243,52 @@ class Loop:
         value = self.goal.climbed.value(self.goal.climbed.metrics(scorecard))
         return best is None or value > best.values[0]
 
+    def _step(
+        self, trial: optuna.Trial, recipe: Recipe, step: Step, seconds: dict[str, float]
+    ) -> None:
+        """Differentiates the smooth objective on some documents, and keeps the slopes."""
+        incumbent = self._best()
+        assert self.differentiate is not None
+        assert step.documents is not None
+        assert incumbent is not None  # guidance began at a complete trial
+        try:
+            found = self.differentiate(recipe, step.documents, self.goal.climbed.shares())
+        except CandidateError as error:
+            self._fail(trial, str(error), seconds)
+            return
+        write_documents(found.scores, self.folder.documents("search", trial.number))
+        seen = sum(len(own.documents) for own in found.scores.values())
+        above = difference(found.scores, incumbent, self.goal.climbed)
+        estimate = incumbent.value + (0.0 if above is None else above.value)
+        result = {
+            "metrics": to_json(found.metrics()),
+            "documents": {"smooth": BACKWARD * seen},
+            "seconds": {**seconds, **found.seconds},
+            "estimate": estimate,
+            "share": None,
+            "against": incumbent.number,
+            "because": f"step {step.number + 1} along the gradient of {seen} documents",
+            SLOPES: self.space.slopes(recipe, found.slopes),
+        }
+        trial.report(estimate, step=seen)
+        trial.set_user_attr(RESULT, result)
+        self.study.tell(trial, state=TrialState.PRUNED)
+
     def _race(self) -> Race | None:
         """Against the best complete trial; None where there is none, or no early stopping."""
+        incumbent = self._best()
+        if self.racing is None or incumbent is None:
+            return None
+        if (reason := self.racing.refusal(incumbent)) is not None:
+            self.racing = None
+            self.on_refusal(reason)
+            return None
+        return self.racing.race(incumbent)
+
+    def _best(self) -> Incumbent | None:
+        """The best complete trial with its scores; None where there is none."""
         best = best_complete(self.study)
-        if self.racing is None or best is None:
+        if best is None:
             return None
         if self._incumbent is None or self._incumbent.number != best.number:
             metrics = self.goal.climbed.found(read_trial(best).metrics)
@@ -231,11 +299,7 @@ class Loop:
                 metrics=metrics,
                 scores=read_documents(self.folder.documents("search", best.number)),
             )
-            if (reason := self.racing.refusal(self._incumbent)) is not None:
-                self.racing = None
-                self.on_refusal(reason)
-                return None
-        return self.racing.race(self._incumbent)
+        return self._incumbent
 
     def _prune(self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any]) -> None:
         facts = {

@@ -22,8 +22,10 @@ IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
 WORKER = "worker"  # host, pid, time of start
 RESULT = "result"  # value or estimate, metrics, answers, documents, seconds; or why it failed
+SLOPES = "slopes"  # in a result: parameter -> slope of the smooth objective
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one takes up again
 POINTS = "points"  # prefix of study attributes: `points:12` has what was scored later of trial 12
+GUIDE = "guide"  # of a guided trial: steps taken before it, and whether it looks at all documents
 CARRIED = "carried_from"  # run and number of the trial whose scores were taken over
 
 
@@ -33,8 +35,9 @@ class TrialRecord:
 
     number: int
     state: str
-    """complete, pruned (given up after some documents), failed (a candidate that could not be made
-    or scored), interrupted, running, waiting."""
+    """complete, step (along the gradient, on some documents), pruned (given up after some
+    documents), failed (a candidate that could not be made or scored), interrupted, running,
+    waiting."""
     baseline: str | None
     recipe_mapping: Mapping[str, Any] | None
     """As Recipe.to_mapping() made it."""
@@ -50,11 +53,13 @@ class TrialRecord:
     share: float | None
     """Of the search documents, how much was scored before it was complete or pruned."""
     pruned: str | None
-    """What gave it up: race or halving."""
+    """What gave it up: race or halving; None for steps along the gradient."""
+    step: int | None
+    """Of a trial along the gradient: steps taken before it."""
     pruned_against: int | None
     """Number of the incumbent that it was compared with."""
     pruned_because: str | None
-    """Why, in words."""
+    """Why not all documents were scored, in words."""
     answers: Answers
     """Task -> how its answers to the search documents ended."""
     seconds: Mapping[str, float]
@@ -101,9 +106,10 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         TrialState.RUNNING: "running",
         TrialState.WAITING: "waiting",
     }
+    state = states.get(trial.state, trial.state.name.lower())
     return TrialRecord(
         number=trial.number,
-        state=states.get(trial.state, trial.state.name.lower()),
+        state="step" if SLOPES in result else state,
         baseline=attributes.get(BASELINE),
         recipe_mapping=attributes.get(RECIPE),
         fingerprint=attributes.get(FINGERPRINT),
@@ -113,6 +119,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         documents=result.get("documents", {}),
         share=result.get("share"),
         pruned=result.get("pruned"),
+        step=attributes.get(GUIDE, {}).get("step"),
         pruned_against=result.get("against"),
         pruned_because=result.get("because"),
         answers=answers_from_json(result.get("answers", {})),

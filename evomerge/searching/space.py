@@ -7,7 +7,7 @@ that the chosen method ignores take their defaults, so that every recipe has one
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -23,6 +23,7 @@ from optuna.distributions import (
 from evomerge.architectures import LAYER_PARTS
 from evomerge.errors import EvomergeError
 from evomerge.methods import METHODS
+from evomerge.methods.derivative import Slopes
 from evomerge.methods.method import Method, Parameter
 from evomerge.recipe import BASE, Lines, ParameterValue, Recipe, Rule
 from evomerge.searching.equal_weights import without_absent
@@ -72,6 +73,11 @@ class Space(Protocol):
 
     def encode(self, recipe: Recipe) -> Parameters:
         """The parameters of which `recipe` makes these weights; NotInSpace if there are none."""
+        ...
+
+    def slopes(self, recipe: Recipe, by_rule: Sequence[Slopes]) -> dict[str, float]:
+        """The slopes of a score in the parameters that samplers see, from those in the numbers of
+        each rule of a recipe that `recipe` made; only of parameters that have one."""
         ...
 
 
@@ -177,9 +183,23 @@ class SearchSpace:
                 raise NotInSpace(f"{name} = {encoded[name]} is outside the space")
         weights = self.recipe(encoded)
         for ours, theirs in zip(weights.rules, rules, strict=True):
-            if not _same(ours, theirs):
+            if not _same(without_absent(ours), theirs):
                 raise NotInSpace(f"{ours.label()} cannot be written in the space's parameters")
         return encoded
+
+    def slopes(self, recipe: Recipe, by_rule: Sequence[Slopes]) -> dict[str, float]:
+        """See `Space`: a cell's slope is the sum over its groups, each times its share."""
+        found: dict[str, float] = {}
+        for group, rule, slopes in zip(self.groups, recipe.rules, by_rule, strict=True):
+            for name, each in slopes.items():
+                parameter = METHODS[rule.method].parameter(name)
+                sources = rule.sources if parameter.per_source else rule.sources[:1]
+                for cell, share in group.cells:
+                    if isinstance(self.ranges(cell, parameter), tuple):
+                        for source, slope in zip(sources, each, strict=True):
+                            key = _name(cell, parameter, source)
+                            found[key] = found.get(key, 0.0) + share * slope
+        return found
 
     def _rule(self, group: Group, parameters: Mapping[str, Any]) -> Rule:
         method = METHODS[parameters.get(self._method_name(group), self.methods[0])]
@@ -196,7 +216,7 @@ class SearchSpace:
                 source: self._value(group, parameter, source, parameters) for source in sources
             }
             values[parameter.name] = numbers if parameter.per_source else numbers[sources[0]]
-        rule = Rule(
+        return Rule(
             method=method.name,
             sources=sources,
             parameters=values,
@@ -204,7 +224,6 @@ class SearchSpace:
             parts=group.place.parts,
             lines=self._lines(method, parameters),
         )
-        return without_absent(rule)
 
     def _switched_on(self, method: Method, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """The sources that are not left out; at least as many as the method needs."""

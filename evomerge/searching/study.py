@@ -16,6 +16,7 @@ from evomerge.searching.record import (
     BASELINE,
     CARRIED,
     FINGERPRINT,
+    GUIDE,
     IN_SPACE,
     RECIPE,
     RESULT,
@@ -171,7 +172,8 @@ def take_up_interrupted(study: optuna.Study) -> int:
 
 
 def _put_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    kept = {name: trial.user_attrs[name] for name in (BASELINE, RECIPE) if name in trial.user_attrs}
+    names = (BASELINE, RECIPE, GUIDE)
+    kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number}
     study.enqueue_trial(trial.params, user_attrs={**kept, **marks})
 
@@ -196,6 +198,8 @@ def carry_over(
             parameters = {}
         distributions = space.distributions() if parameters else {}
         number = len(new.get_trials(deepcopy=False))
+        # The way along the gradient was that of the other run.
+        attributes = {name: v for name, v in trial.user_attrs.items() if name != GUIDE}
         shutil.copyfile(
             old_folder.documents("search", trial.number), folder.documents("search", number)
         )
@@ -206,7 +210,7 @@ def carry_over(
                 intermediate_values=trial.intermediate_values,
                 params=parameters,
                 distributions=distributions,
-                user_attrs={**trial.user_attrs, CARRIED: [str(old_folder.path), trial.number]},
+                user_attrs={**attributes, CARRIED: [str(old_folder.path), trial.number]},
             )
         )
         count += 1
