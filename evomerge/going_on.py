@@ -14,7 +14,7 @@ from evomerge.merging.plan import plan_merge
 from evomerge.recipe import Recipe
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.scorer import Kind
-from evomerge.searching.baselines import further_baselines
+from evomerge.searching.baselines import baselines, further_baselines
 from evomerge.searching.equal_weights import weights_key
 from evomerge.searching.known_scores import KnownScores, Reusing
 from evomerge.searching.loop import Evaluate
@@ -34,20 +34,26 @@ STARTS = "starts"
 """Study attribute: place of a run or recipe -> name -> the recipe that was tried first."""
 
 
-def take_up_starts(
-    bench: Bench, study: optuna.Study, plain: Mapping[str, Recipe], before: Path | None = None
-) -> dict[str, Recipe]:
-    """Name -> recipe to be tried beside the baselines `plain`: those of `start_from`.
+Starts = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Place of a run or recipe -> name -> the recipe to be tried first, as a mapping."""
 
-    A run or recipe is read once, and what was found is kept in the study. before: the run that
-    this one is a fork of, which may turn out to have nothing for it. UserError where a run or
-    recipe is of other models, or its winners were chosen on documents that are held out here.
+
+def plain_baselines(bench: Bench) -> dict[str, Recipe]:
+    """Name -> recipe of the baselines that depend on no score and on no other search."""
+    return baselines(bench.template, bench.space.methods) | bench.space.starts()
+
+
+def read_starts(bench: Bench, study: optuna.Study | None, before: Path | None = None) -> Starts:
+    """What `start_from` names; of a study that was begun, what it keeps, and what is new.
+
+    before: the run that this one is to be a fork of, which may turn out to have nothing for it.
+    UserError where a run or recipe is of other models, or its winners were chosen on documents
+    that are held out here.
     """
-    config = bench.loaded.config
-    given = [(bench.loaded.folder / path).resolve() for path in config.start_from]
-    kept: dict[str, dict[str, Any]] = dict(study.user_attrs.get(STARTS, {}))
+    given = [(bench.loaded.folder / path).resolve() for path in bench.loaded.config.start_from]
+    found = dict({} if study is None else study.user_attrs.get(STARTS, {}))
     for path in [*given, *([] if before is None else [before.resolve()])]:
-        if str(path) in kept:
+        if str(path) in found:
             continue
         try:
             starts = _of_run(path, bench) if path.is_dir() else _of_file(path, bench)
@@ -56,16 +62,19 @@ def take_up_starts(
                 raise
             log.info("nothing of %s can be tried first: %s", path, error)
             continue
-        known = {weights_key(recipe) for recipe in plain.values()}
-        new = {n: s for n, s in starts.items() if weights_key(s.recipe) not in known}
-        for name in starts.keys() - new.keys():
-            log.info("%s: is among the baselines", name)
-        for name, start in new.items():
+        for name, start in starts.items():
             log.info("%s: %s", name, "; ".join([*start.notes, _where(start.recipe, bench)]))
-        kept[str(path)] = {name: start.recipe.to_mapping() for name, start in new.items()}
-        study.set_user_attr(STARTS, kept)
+        found[str(path)] = {name: start.recipe.to_mapping() for name, start in starts.items()}
+    return found
+
+
+def take_up_starts(study: optuna.Study, starts: Starts) -> dict[str, Recipe]:
+    """Keeps them in the study; name -> recipe, to be tried beside the baselines."""
+    study.set_user_attr(STARTS, dict(starts))
     return {
-        name: Recipe.from_mapping(mapping) for own in kept.values() for name, mapping in own.items()
+        name: Recipe.from_mapping(mapping)
+        for own in starts.values()
+        for name, mapping in own.items()
     }
 
 
@@ -110,7 +119,7 @@ def enqueue_further_baselines(study: optuna.Study, bench: Bench) -> None:
 
 
 def _of_run(run: Path, bench: Bench) -> dict[str, Start]:
-    """The best trials of a run, as many as there are finalists."""
+    """The best trials of a run that are no baselines here, as many as there are finalists."""
     ranked = ranked_trials(run, "start_from")
     folder = RunFolder(run)
     before, now = _identity(folder), identity(bench)
@@ -123,6 +132,7 @@ def _of_run(run: Path, bench: Bench) -> dict[str, Start]:
                 f"seed: {before['documents']['seed']}}}` and limits"
             )
     starts: dict[str, Start] = {}
+    plain = {weights_key(recipe) for recipe in plain_baselines(bench).values()}
     for record in ranked:
         if len(starts) == bench.loaded.config.finalists:
             break
@@ -130,7 +140,7 @@ def _of_run(run: Path, bench: Bench) -> dict[str, Start]:
         start = fitted(record.recipe, bench.template, f"start_from: {run}")
         if start is None:
             log.info("%s: cannot be made of the sources of this search", name)
-        else:
+        elif weights_key(start.recipe) not in plain:
             starts[name] = start
     return starts
 

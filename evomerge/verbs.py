@@ -18,7 +18,15 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.environment import environment
 from evomerge.errors import UserError
 from evomerge.files import write_text
-from evomerge.going_on import enqueue_further_baselines, known_scores, reused, take_up_starts
+from evomerge.going_on import (
+    Starts,
+    enqueue_further_baselines,
+    known_scores,
+    plain_baselines,
+    read_starts,
+    reused,
+    take_up_starts,
+)
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
@@ -138,17 +146,19 @@ def search(
         storage = folder.storage(loaded.config.storage)
         old = find_study(storage)
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
+            starts = read_starts(bench, old)
             study = open_study(storage, identity(bench))
-            return _run(bench, study, folder, loaded.config.storage, limits, on_progress)
+            return _run(bench, study, folder, loaded.config.storage, limits, on_progress, starts)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
-        new = open_study(new_folder.storage(None), identity(bench))
         log.info("fork of %s: a new run in %s", folder.path, beside)
+        starts = read_starts(bench, None, before=folder.path)
+        new = open_study(new_folder.storage(None), identity(bench))
         known, given = old.user_attrs[IDENTITY], identity(bench)
         if all(known.get(key) == given.get(key) for key in _COMPARABLE):
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
-        return _run(bench, new, new_folder, None, limits, on_progress, before=folder.path)
+        return _run(bench, new, new_folder, None, limits, on_progress, starts)
 
 
 def score(
@@ -244,12 +254,9 @@ def _run(
     storage: str | None,
     limits: BudgetConfig,
     on_progress: OnProgress,
-    before: Path | None = None,
+    starts: Starts,
 ) -> Outcome:
-    """Trials until the budget is spent, then the holdout and the verdict.
-
-    before: the run that this one is a fork of.
-    """
+    """Trials until the budget is spent, then the holdout and the verdict."""
     config = bench.loaded.config
     budget = _budget(limits)
     if not folder.config.exists():
@@ -257,8 +264,7 @@ def _run(
     back = take_up_interrupted(study)
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
-    plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
-    plain |= take_up_starts(bench, study, plain, before)
+    plain = plain_baselines(bench) | take_up_starts(study, starts)
     enqueue_baselines(study, bench.space, plain)
     scores = known_scores(bench, study)
     done = len(finished(study))

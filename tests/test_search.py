@@ -114,7 +114,7 @@ def test_a_lack_of_memory_is_recorded_and_the_search_goes_on(
 
 def test_a_search_with_activations_exports_what_it_scored(small: Small, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("capital Turkey: Ankara\npast drug: drugged\n" * 40)
-    config = small("calibration: {file: text.txt, tokens: 500}\n", trials=15, methods="regmean")
+    config = small("calibration: {file: text.txt, tokens: 500}\n", trials=16, methods="regmean")
     outcome = search(config)
     ours = [r for r in read_run(outcome.folder).records if r.recipe.rules[0].method == "regmean"]
     assert len(ours) == 3

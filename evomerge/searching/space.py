@@ -165,7 +165,7 @@ class SearchSpace:
         if recipe.stack is not None:
             raise NotInSpace("it stacks layers")
         rules = [without_absent(_rule_of(group, recipe)) for group in self.groups]
-        used = {source for rule in rules for source in rule.sources}
+        used = {source for rule in rules if _takes_all(rule) for source in rule.sources}
         for group, rule in zip(self.groups, rules, strict=True):
             if rule.method not in self.methods:
                 raise NotInSpace(f"method {rule.method} is not in the space")
@@ -203,7 +203,7 @@ class SearchSpace:
 
     def _rule(self, group: Group, parameters: Mapping[str, Any]) -> Rule:
         method = METHODS[parameters.get(self._method_name(group), self.methods[0])]
-        sources = self._switched_on(method, parameters)
+        sources = self._switched_on(parameters)
         choice = self._choice_name(group, method)
         if choice is not None:
             sources = self._choices(group)[choice][parameters[choice]]
@@ -225,14 +225,14 @@ class SearchSpace:
             lines=self._lines(method, parameters),
         )
 
-    def _switched_on(self, method: Method, parameters: Mapping[str, Any]) -> tuple[str, ...]:
-        """The sources that are not left out; at least as many as the method needs."""
+    def _switched_on(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """The sources that are not left out; at least as many as every method needs."""
         sources = tuple(self.template.sources)
         if not self.switches:
             return sources
         ranked = sorted(sources, key=lambda source: -parameters[_switch(source)])
         on = sum(parameters[_switch(source)] >= OFF for source in sources)
-        kept = ranked[: max(on, method.minimum_sources)]
+        kept = ranked[: max(on, *(METHODS[name].minimum_sources for name in self.methods))]
         return tuple(source for source in sources if source in kept)
 
     def _lines_ranges(self) -> dict[str, Range]:
@@ -266,8 +266,8 @@ class SearchSpace:
         return total
 
     def _encode_cell(self, cell: Cell, rule: Rule, used: AbstractSet[str]) -> Parameters:
-        """The cell's numbers. used: the sources of all rules; others are switched off, if they can
-        be, and else, as those that only this rule lacks, have the weight 0."""
+        """The cell's numbers. used: the sources that are not switched off; where they can be, the
+        others need no numbers; else, as those that only this rule lacks, they have the weight 0."""
         encoded: Parameters = {}
         method = METHODS[rule.method]
         known = {parameter.name for parameter in method.parameters}
@@ -334,6 +334,11 @@ class SearchSpace:
 def _name(cell: Cell, parameter: Parameter, source: str) -> str:
     own = parameter.per_source and not parameter.shared
     return f"{cell.label}/{parameter.name}/{source}" if own else f"{cell.label}/{parameter.name}"
+
+
+def _takes_all(rule: Rule) -> bool:
+    """Whether the rule's method takes any number of sources; else they are a choice of its own."""
+    return METHODS[rule.method].maximum_sources is None
 
 
 def _switch(source: str) -> str:
