@@ -152,10 +152,11 @@ def search(
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
         log.info("fork of %s: a new run in %s", folder.path, beside)
-        starts = read_starts(bench, None, before=folder.path)
-        new = open_study(new_folder.storage(None), identity(bench))
         known, given = old.user_attrs[IDENTITY], identity(bench)
-        if all(known.get(key) == given.get(key) for key in _COMPARABLE):
+        comparable = all(known.get(key) == given.get(key) for key in _COMPARABLE)
+        starts = read_starts(bench, None, before=None if comparable else folder.path)
+        new = open_study(new_folder.storage(None), given)
+        if comparable:
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
         return _run(bench, new, new_folder, None, limits, on_progress, starts)
