@@ -16,7 +16,7 @@ from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
-from evomerge.config import LoadedConfig
+from evomerge.config import LoadedConfig, SpaceConfig
 from evomerge.devices import choose_device, free_bytes
 from evomerge.errors import UserError
 from evomerge.evaluator import Evaluator
@@ -268,7 +268,7 @@ def identity(bench: Bench) -> dict[str, Any]:
             for name, task in tasks_of(bench.loaded).items()
         },
         "documents": _plain(config.documents) | {"tasks": documents},
-        "space": _plain(config.space),
+        "space": _space(config.space),
         "starts": {name: recipe.fingerprint() for name, recipe in bench.space.starts().items()},
         "sampler": config.sampler,
         "seed": config.seed,
@@ -295,6 +295,10 @@ def identity(bench: Bench) -> dict[str, Any]:
         facts["generation"] = config.generation
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
+
+
+def _space(space: SpaceConfig) -> dict[str, Any]:
+    return _plain(space, without=() if space.switch_off else ("switch_off",))
 
 
 def asked(bench: Bench) -> dict[str, Any]:

@@ -342,7 +342,12 @@ def _messages() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-_SPOKEN = ("evomerge.verbs", "evomerge.searching.finalists", "evomerge.methods.compiled")
+_SPOKEN = (
+    "evomerge.verbs",
+    "evomerge.going_on",
+    "evomerge.searching.finalists",
+    "evomerge.methods.compiled",
+)
 
 
 @contextmanager

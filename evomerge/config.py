@@ -20,6 +20,7 @@ from evomerge.config_values import (
     read_depth,
     read_known,
     read_lines,
+    read_list,
     read_model,
     read_parts,
     read_range,
@@ -90,6 +91,7 @@ class SpaceConfig:
     ranges: RangesField = field(default_factory=dict)
     overrides: tuple[OverrideConfig, ...] = ()
     lines: Annotated[Any, BeforeValidator(read_lines)] = None
+    switch_off: bool = False
     stack: StackConfig | None = None
 
     def cut(self) -> tuple[Depth, tuple[tuple[str, ...], ...], Ends]:
@@ -171,6 +173,7 @@ class SearchConfig:
     )
     guide: GuideKind = "gradient"
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
+    start_from: Annotated[tuple[Path, ...], BeforeValidator(read_list)] = ()
     finalists: Count | None = None
     seed: int = 0
     dtype: DType | None = None
@@ -264,6 +267,11 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{count} source"
             )
     problems += _calibration_problems(config, folder)
+    problems += [
+        f"start_from: {path} is not there; expected the run folder of a search, or a recipe.yaml"
+        for path in config.start_from
+        if not (folder / path).exists()
+    ]
     for name, task in config.tasks.items():
         problems += task_problems(name, task or TaskConfig(), folder)
     if config.generation == "vllm" and (config.space.stack or config.device == "spread"):

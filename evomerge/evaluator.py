@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class Evaluator:
     def __call__(
         self,
         recipe: Recipe,
-        documents: Documents | Side,
+        documents: Documents | Side | Sequence[Documents],
         /,
         *,
         kinds: AbstractSet[Kind] = KINDS,
@@ -51,7 +51,9 @@ class Evaluator:
     ) -> tuple[Scorecard, Mapping[str, float]]:
         """See `Evaluate`."""
         seconds = self._load(recipe)
-        blocks = self.blocks(documents) if isinstance(documents, str) else (documents,)
+        if isinstance(documents, str):
+            documents = self.blocks(documents)
+        blocks = (documents,) if isinstance(documents, Mapping) else documents
         scorecard = score_blocks(
             self.scorer, self.workspace.model, blocks, kinds=kinds, go_on=go_on
         )

@@ -18,6 +18,15 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.environment import environment
 from evomerge.errors import UserError
 from evomerge.files import write_text
+from evomerge.going_on import (
+    Starts,
+    enqueue_further_baselines,
+    known_scores,
+    plain_baselines,
+    read_starts,
+    reused,
+    take_up_starts,
+)
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
@@ -150,17 +159,20 @@ def search(
         storage = folder.storage(loaded.config.storage)
         old = find_study(storage)
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
+            starts = read_starts(bench, old)
             study = open_study(storage, identity(bench), bench.goal.parts)
-            return _run(bench, study, folder, loaded.config.storage, limits, on_progress)
+            return _run(bench, study, folder, loaded.config.storage, limits, on_progress, starts)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
-        new = open_study(new_folder.storage(None), identity(bench), bench.goal.parts)
         log.info("fork of %s: a new run in %s", folder.path, beside)
         known, given = old.user_attrs[IDENTITY], identity(bench)
-        if all(known.get(key) == given.get(key) for key in _COMPARABLE):
+        comparable = all(known.get(key) == given.get(key) for key in _COMPARABLE)
+        starts = read_starts(bench, None, before=None if comparable else folder.path)
+        new = open_study(new_folder.storage(None), given, bench.goal.parts)
+        if comparable:
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
-        return _run(bench, new, new_folder, None, limits, on_progress)
+        return _run(bench, new, new_folder, None, limits, on_progress, starts)
 
 
 def score(
@@ -256,6 +268,7 @@ def _run(
     storage: str | None,
     limits: BudgetConfig,
     on_progress: OnProgress,
+    starts: Starts,
 ) -> Outcome:
     """Trials until the budget is spent, then the holdout and the verdict."""
     config = bench.loaded.config
@@ -265,8 +278,9 @@ def _run(
     back = take_up_interrupted(study)
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
-    plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
+    plain = plain_baselines(bench) | take_up_starts(study, starts)
     enqueue_baselines(study, bench.space, plain)
+    scores = known_scores(bench, study)
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
@@ -309,7 +323,8 @@ def _run(
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
-    evaluate = evaluator(bench, folder.statistics)
+    made = evaluator(bench, folder.statistics)
+    evaluate = reused(bench, made, scores)
     _keep_budget(bench, study)
     goal = with_references(bench.goal, study.user_attrs.get(REFERENCES))
     progress = Progress(budget=budget, goal=goal)
@@ -329,6 +344,8 @@ def _run(
         if record.remarks:
             # Where memory ran out, the next start begins with what was enough.
             study.set_user_attr(BATCH_TOKENS, bench.budget.tokens)
+        if record.baseline is not None:
+            enqueue_further_baselines(study, bench)
         on_progress(progress, record)
 
     def on_refusal(reason: str) -> None:
@@ -343,13 +360,14 @@ def _run(
         constrained={c.task: bench.documents("search")[c.task] for c in goal.constraints},
         racing=bench.racing(),
         guide=guide,
-        differentiate=evaluate.gradient,
+        differentiate=made.gradient,
         on_refusal=on_refusal,
         folder=folder,
         evaluate=evaluate,
         budget=budget,
         on_trial=on_trial,
     )
+    enqueue_further_baselines(study, bench)
     on_progress(progress, None)
     with on_interrupt(loop.stop):
         loop.run()

@@ -102,7 +102,7 @@ def test_a_lack_of_memory_is_recorded_and_the_search_goes_on(
     monkeypatch.setattr(token_model, "run_pass", scarce)
     outcome = search(small("early_stopping: false\nbatch_tokens: 800\n", trials=3))
     report = read_run(outcome.folder)
-    assert report.counts() == {"complete": 3, "waiting": 9}
+    assert report.counts() == {"complete": 3, "waiting": 8}
     first = ["800 tokens in a forward pass: 400 from here"]
     first += ["400 tokens in a forward pass: 200 from here"]
     assert report.records[0].remarks == tuple(f"out of memory with {text}" for text in first)
@@ -114,7 +114,7 @@ def test_a_lack_of_memory_is_recorded_and_the_search_goes_on(
 
 def test_a_search_with_activations_exports_what_it_scored(small: Small, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("capital Turkey: Ankara\npast drug: drugged\n" * 40)
-    config = small("calibration: {file: text.txt, tokens: 500}\n", trials=15, methods="regmean")
+    config = small("calibration: {file: text.txt, tokens: 500}\n", trials=16, methods="regmean")
     outcome = search(config)
     ours = [r for r in read_run(outcome.folder).records if r.recipe.rules[0].method == "regmean"]
     assert len(ours) == 3

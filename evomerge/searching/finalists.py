@@ -107,7 +107,7 @@ def score_points(
     later = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
-        "documents": count_documents(scorecard.per_document, ["metric"]),
+        "documents": count_documents(scorecard, ["metric"]),
         "seconds": dict(seconds),
     }
     study.set_user_attr(name, later)

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -66,12 +66,13 @@ Metrics = tuple[Metric, ...]
 
 
 class Evaluate(Protocol):
-    """Makes a recipe's weights and scores them on one side of the split, or on given documents."""
+    """Makes a recipe's weights and scores them on one side of the split, or on given documents (in
+    one block, or in several)."""
 
     def __call__(
         self,
         recipe: Recipe,
-        documents: Documents | Side,
+        documents: Documents | Side | Sequence[Documents],
         /,
         *,
         kinds: AbstractSet[Kind] = KINDS,
@@ -293,7 +294,7 @@ class Loop:
         go_on: GoOn = (lambda scores: True) if race is None else race.go_on
         scorecard, spent = self.evaluate(recipe, "search", kinds=kinds, go_on=go_on)
         _add(seconds, spent)
-        documents = count_documents(scorecard.per_document, kinds)
+        documents = count_documents(scorecard, kinds)
         if race is not None and race.stop is not None:
             return scorecard, documents
         if lacking := self._lacking(scorecard):
@@ -321,7 +322,7 @@ class Loop:
         """The same with the tasks' own metrics; `documents` and `seconds` grow."""
         more, spent = self.evaluate(recipe, where, kinds=frozenset({"metric"}))
         _add(seconds, spent)
-        _add(documents, count_documents(more.per_document, ["metric"]))
+        _add(documents, count_documents(more, ["metric"]))
         return joined(scorecard, more)
 
     def _is_new_best(self, scorecard: Scorecard, race: Race | None) -> bool:

@@ -152,6 +152,20 @@ def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str,
         study.enqueue_trial(parameters, user_attrs=attributes)
 
 
+def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
+    """Name -> value of every baseline, None where it failed; None while one has not ended."""
+    values: dict[str, float | None] = {}
+    for trial in study.get_trials(deepcopy=False):
+        name = trial.user_attrs.get(BASELINE)
+        if name is None:
+            continue
+        if not trial.state.is_finished():
+            return None
+        complete = trial.state == TrialState.COMPLETE
+        values[name] = trial.values[0] if complete else values.get(name)
+    return values
+
+
 def take_up_interrupted(study: optuna.Study) -> int:
     """Ends trials that a dead process left running, and puts each back into the queue.
 

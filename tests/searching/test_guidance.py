@@ -104,5 +104,5 @@ def test_methods_that_are_not_differentiable_end_guidance(
     small: Small, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="evomerge"):
-        search(small(trials=14, methods="tsv"))
+        search(small(trials=17, methods="tsv"))
     assert "guidance ends: no baseline lies in the space" in caplog.text
