@@ -16,7 +16,7 @@ from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
-from evomerge.config import LoadedConfig
+from evomerge.config import LoadedConfig, SpaceConfig
 from evomerge.devices import choose_device, free_bytes
 from evomerge.errors import UserError
 from evomerge.evaluator import Evaluator
@@ -35,6 +35,7 @@ from evomerge.scoring.documents import Split, split_documents, stratified_blocks
 from evomerge.scoring.scorer import Documents, Scorer
 from evomerge.searching.objective import Goal, Objective, Target, choose_goal
 from evomerge.searching.racing import EarlyStopping, Racing
+from evomerge.searching.references import choose_normalisation, make_constraints
 from evomerge.searching.run_folder import Side
 from evomerge.searching.space import Space
 from evomerge.searching.stacks import StackSpace
@@ -92,6 +93,8 @@ class Bench:
             return "as configured"
         if self.goal.kind == "metric":
             return f"the objective is the tasks' own metrics ({self.goal.reason})"
+        if self.goal.several:
+            return "of several objectives no single slope leads upwards"
         if isinstance(self.space, StackSpace):
             return "which layer stands where is no number"
         if self.loaded.config.device == "spread":
@@ -100,6 +103,8 @@ class Bench:
 
     def stopping(self) -> str:
         """Whether and when trials are given up, in words."""
+        if self.goal.several:
+            return "off: a trial that is behind in one of several objectives may lead in another"
         if self.early_stopping is None:
             return "off, as configured"
         documents = sum(map(len, self.documents("search").values()))
@@ -134,7 +139,10 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         for name, task in tasks_of(loaded).items()
     }
     targets = {
-        name: Target(metric=scorer.objective(name), weight=task.weight)
+        name: Target(
+            metric=scorer.objective(name),
+            weight=task.weight if _counts(name, config.objectives) else 0.0,
+        )
         for name, task in tasks_of(loaded).items()
     }
     template = _with_hashes(template, models, hashes)
@@ -149,11 +157,9 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         scorer=scorer,
         budget=budget,
         splits=splits,
-        goal=choose_goal(
-            config.objective, Objective(targets=targets), scorer.smooth, config.finalists
-        ),
+        goal=_goal(loaded, Objective(targets=targets), scorer),
         early_stopping=None
-        if config.early_stopping is None
+        if config.early_stopping is None or config.objectives
         else EarlyStopping(**dataclasses.asdict(config.early_stopping)),
         space=space,
         memory=MemoryPlan(
@@ -169,6 +175,27 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         run=run,
         pass_reason=reason,
     )
+
+
+def _goal(loaded: LoadedConfig, points: Objective, scorer: Scorer) -> Goal:
+    config = loaded.config
+    goal = choose_goal(config.objective, points, scorer.smooth, config.finalist_count())
+    goal = dataclasses.replace(goal, parts=config.objectives)
+    objectives = goal.split(points).values() if goal.several else [points]
+    normalise, reason = choose_normalisation(config.normalise, objectives)
+    return dataclasses.replace(
+        goal,
+        normalise=normalise,
+        normalise_reason=reason,
+        constraints=make_constraints(
+            {name: limit.given() for name, limit in config.constraints.items()}, points
+        ),
+    )
+
+
+def _counts(task: str, objectives: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a task is part of an objective: all are, where there is one."""
+    return not objectives or any(task in tasks for tasks in objectives.values())
 
 
 def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
@@ -241,7 +268,7 @@ def identity(bench: Bench) -> dict[str, Any]:
             for name, task in tasks_of(bench.loaded).items()
         },
         "documents": _plain(config.documents) | {"tasks": documents},
-        "space": _plain(config.space),
+        "space": _space(config.space),
         "starts": {name: recipe.fingerprint() for name, recipe in bench.space.starts().items()},
         "sampler": config.sampler,
         "seed": config.seed,
@@ -251,6 +278,13 @@ def identity(bench: Bench) -> dict[str, Any]:
         # Batches are filled within a block, and the last digits depend on them.
         "blocks": len(bench.blocks("search")),
     }
+    # Left out where they are as runs without them have it.
+    if bench.goal.normalise != "raw":
+        facts["normalise"] = bench.goal.normalise
+    if bench.goal.several:
+        facts["objectives"] = bench.goal.parts
+    if bench.goal.constraints:
+        facts["constraints"] = {each.task: each.sentence() for each in bench.goal.constraints}
     if bench.models.digest is not None:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
     if bench.template.calibration is not None:
@@ -261,6 +295,10 @@ def identity(bench: Bench) -> dict[str, Any]:
         facts["generation"] = config.generation
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
+
+
+def _space(space: SpaceConfig) -> dict[str, Any]:
+    return _plain(space, without=() if space.switch_off else ("switch_off",))
 
 
 def asked(bench: Bench) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class Evaluator:
     def __call__(
         self,
         recipe: Recipe,
-        documents: Documents | Side,
+        documents: Documents | Side | Sequence[Documents],
         /,
         *,
         kinds: AbstractSet[Kind] = KINDS,
@@ -51,21 +51,23 @@ class Evaluator:
     ) -> tuple[Scorecard, Mapping[str, float]]:
         """See `Evaluate`."""
         seconds = self._load(recipe)
-        blocks = self.blocks(documents) if isinstance(documents, str) else (documents,)
+        if isinstance(documents, str):
+            documents = self.blocks(documents)
+        blocks = (documents,) if isinstance(documents, Mapping) else documents
         scorecard = score_blocks(
             self.scorer, self.workspace.model, blocks, kinds=kinds, go_on=go_on
         )
         return scorecard, {"merge": seconds, **scorecard.seconds}
 
     def gradient(
-        self, recipe: Recipe, documents: Documents, shares: Mapping[str, float], /
+        self, recipe: Recipe, documents: Documents, weights: Mapping[str, float], /
     ) -> Gradient:
         """See `Differentiate`."""
         merge = self._load(recipe)
         start = time.perf_counter()
         while True:
             try:
-                scores, slopes = self._slopes(recipe, documents, shares)
+                scores, slopes = self._slopes(recipe, documents, weights)
                 break
             except torch.OutOfMemoryError as error:
                 before, self.gradient_tokens = self.gradient_tokens, self.gradient_tokens // 2
@@ -84,10 +86,10 @@ class Evaluator:
         return Gradient(scores=scores, slopes=slopes, seconds=seconds)
 
     def _slopes(
-        self, recipe: Recipe, documents: Documents, shares: Mapping[str, float]
+        self, recipe: Recipe, documents: Documents, weights: Mapping[str, float]
     ) -> tuple[dict[str, DocumentScores], tuple[Slopes, ...]]:
         found: dict[str, dict[int, float]] = {task: {} for task in documents}
-        weight = {task: shares[task] / len(own) for task, own in documents.items()}
+        weight = {task: weights[task] / len(own) for task, own in documents.items()}
 
         def terms() -> Iterator[torch.Tensor]:
             for batch in self.scorer.smooth_terms(

@@ -10,6 +10,7 @@ import yaml
 from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import HOLDOUT, holdout_answers, read_verdict, score_warnings
+from evomerge.searching.front_verdict import read_front
 from evomerge.searching.record import TrialRecord, base_of
 from evomerge.searching.study import PUBLISHED, TASKS, published_sentence
 
@@ -100,6 +101,17 @@ def _scores(
         lines += ["Measured on holdout documents, which the search never saw:", ""]
         names = {number: each.name for number, each in by_number.items()}
         lines += [*(f"- {line}" for line in verdict.lines(names)), ""]
+    front = read_front(attributes)
+    if front is not None and record.number in front.members:
+        known = {number: one.name for number, one in by_number.items()}
+        lines += [
+            f"It is {'the knee' if record.number == front.knee else 'one'} of a Pareto front of "
+            f"{len(front.members)} merges between {', '.join(front.verdicts)}. Measured on holdout "
+            "documents, which the search never saw:",
+            "",
+            *(f"- {sentence}" for sentence in front.sentences(known)),
+            "",
+        ]
     if public := attributes.get(PUBLISHED):
         lines += [f"It was {published_sentence(public)}.", ""]
     if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):

@@ -1,7 +1,8 @@
 """The end of a run: finalists and baselines on the holdout documents, and the verdict."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -16,7 +17,7 @@ from evomerge.scoring.scorecard import (
     to_json,
     write_documents,
 )
-from evomerge.searching.intervals import Gain, Scored, gains, gains_by_task, least
+from evomerge.searching.intervals import Gain, Scored, gains_by_task, gains_over_best
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective
 from evomerge.searching.ranking import choose_finalists, rank
@@ -60,7 +61,7 @@ def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:
     if goal.kind != "both":
         return []
     tried = {key for key in study.user_attrs if key.startswith(f"{POINTS}:")}
-    smooth = Goal(kind="smooth", points=goal.points)
+    smooth = replace(goal, kind="smooth")
     return [
         record
         for record in rank(read_trials(study), smooth)[: goal.leaders]
@@ -83,19 +84,20 @@ def score_points(
     later = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
-        "documents": count_documents(scorecard.per_document, ["metric"]),
+        "documents": count_documents(scorecard, ["metric"]),
         "seconds": dict(seconds),
     }
     study.set_user_attr(name, later)
 
 
 def to_score(study: optuna.Study, folder: RunFolder, count: int, goal: Goal) -> list[TrialRecord]:
-    """The finalists and every baseline, as far as the holdout has not seen them."""
+    """The finalists (of several objectives: from the front) and every baseline, as far as the
+    holdout has not seen them."""
     records = read_trials(study)
     seen = holdout_metrics(study.user_attrs)
     baselines = [r for r in records if r.baseline is not None and r.value is not None]
-    wanted = [*choose_finalists(records, goal, folder, count), *baselines]
-    return [record for record in wanted if record.number not in seen]
+    wanted = {r.number: r for r in (*choose_finalists(records, goal, folder, count), *baselines)}
+    return [record for record in wanted.values() if record.number not in seen]
 
 
 def score_holdout(
@@ -175,46 +177,40 @@ def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Ver
     scored = scored_on_holdout(study, folder, goal.points)
     ranked = [record for record in rank(list(records.values()), goal) if record.number in scored]
     rivals = [number for number in scored if records[number].baseline is not None]
+    rivals = [number for number in rivals if records[number].feasible] or rivals
     if not ranked or not rivals:
         return None
     winner = ranked[0]
     finalists = list(dict.fromkeys((winner.number, *(n for n in scored if n not in rivals))))
-    over = _gains_of_winner(finalists, rivals, scored, goal, seed)
-    opponent = min(over, key=lambda rival: over[rival].value)
-    # A baseline that was the best on the search documents is not beside itself, nor beside others.
-    alone = winner.baseline is not None
-    singles = [n for n in over if records[n].baseline in records[n].recipe.sources]
-    others = [] if winner.number in singles else singles
-    source = min(others, key=lambda number: over[number].value, default=None)
+
+    def over_best(others: list[int]) -> Gain:
+        own, beside = ([scored[number] for number in some] for some in (finalists, others))
+        return gains_over_best(own, beside, goal.points, seed)[0]
+
+    def best(some: list[int]) -> int:
+        return max(some, key=lambda number: goal.points.value(scored[number].metrics))
+
+    # A baseline that was the best on the search documents is compared with sources alone.
+    opponent = best(rivals) if winner.baseline is None else winner.number
+    singles = [n for n in rivals if records[n].baseline in records[n].recipe.sources]
+    source = best(singles) if singles and winner.number not in singles else None
+    nothing = Gain(value=0.0, low=0.0, high=0.0, unit=goal.points.unit)
     verdict = Verdict(
         winner=winner.number,
-        opponent=winner.number if alone else opponent,
-        gain=Gain(value=0.0, low=0.0, high=0.0) if alone else least(list(over.values())),
+        opponent=opponent,
+        gain=nothing if opponent == winner.number else over_best(rivals),
         optimism=_optimism(study, winner, goal),
         optimism_unit=goal.judged.unit,
         score=goal.points.value(scored[winner.number].metrics),
         source=source,
-        source_gain=None if source is None else least([over[n] for n in singles]),
+        source_gain=None if source is None else over_best(singles),
         tasks={}
-        if alone
+        if opponent == winner.number
         else gains_by_task(scored[winner.number], scored[opponent], goal.points, seed),
         comparisons=(len(finalists), len(rivals)),
     )
     study.set_user_attr(VERDICT, verdict.to_json())
     return verdict
-
-
-def _gains_of_winner(
-    finalists: Sequence[int],
-    rivals: Sequence[int],
-    scored: Mapping[int, Scored],
-    goal: Goal,
-    seed: int,
-) -> dict[int, Gain]:
-    """Baseline -> the gain of the first finalist over it; all finalists' intervals hold at once."""
-    pairs = [(scored[one], scored[other]) for one in finalists for other in rivals]
-    found = gains(pairs, goal.points, seed)
-    return dict(zip(rivals, found, strict=False))
 
 
 def _optimism(study: optuna.Study, winner: TrialRecord, goal: Goal) -> float:

@@ -5,10 +5,12 @@ backward pass, whatever their number. A step of Adam (Kingma and Ba 2015, arXiv 
 1) moves all numbers of the space that merged tensors are differentiable in; methods, and what a
 method is not differentiable in, stay as they are at the start: the best baseline inside the space.
 
-The search documents are cut into stratified parts. The last ones are never shown to the gradient:
-every few steps a trial scores the point on all documents, and where the unseen ones have not got
-better twice in a row, or the steps are used up, guidance ends. Every step is a trial of the study
-that keeps its slopes, so that the way is found again from the trials alone.
+The search documents are cut into stratified parts, one for a step, each in turn; the last ones are
+never shown to the gradient. Every few steps a trial looks at the point: it scores it on all search
+documents. Guidance ends where looks do not get better any more, where the unseen documents have
+become worse by more than their standard error (the steps then fit the others), or where all steps
+are taken. Every step is a trial of the study that keeps its slopes, so that the way is found again
+from the trials alone.
 """
 
 import logging
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -78,9 +81,9 @@ class Differentiate(Protocol):
     """Makes a recipe's weights and differentiates their smooth objective."""
 
     def __call__(
-        self, recipe: Recipe, documents: Documents, shares: Mapping[str, float], /
+        self, recipe: Recipe, documents: Documents, weights: Mapping[str, float], /
     ) -> Gradient:
-        """The slopes of Σ share · mean smooth score over the task's documents; CandidateError
+        """The slopes of Σ weight · mean smooth score over the task's documents; CandidateError
         where there are none."""
         ...
 
@@ -91,7 +94,7 @@ class Pace:
 
     rate: float = 0.08
     """Of a step, as a share of a parameter's range."""
-    steps: int = 40
+    steps: int = 30
     """At most."""
     documents: int = 64
     """In a part, about; a step sees one part, each in turn."""
@@ -99,8 +102,8 @@ class Pace:
     """Share of the documents that the gradient never sees."""
     every: int = 5
     """Steps between looks at all documents."""
-    patience: int = 2
-    """Looks without gain on the unseen documents after which guidance ends."""
+    patience: int = 3
+    """Looks in a row without gain, or worse on the unseen documents, after which guidance ends."""
 
     def parts(self, documents: Documents) -> tuple[tuple[Documents, ...], Documents]:
         """(for the steps, in turn; never seen by them)."""
@@ -134,7 +137,7 @@ class Guide:
     goal: Goal
     folder: RunFolder
     documents: Documents
-    """All search documents."""
+    """All search documents of the tasks that count."""
     pace: Pace = Pace()
 
     def queue(self) -> None:
@@ -183,7 +186,7 @@ class Guide:
         for trial in trials:
             if trial.number == facts.get("start"):
                 return trial
-        inside = [t for t in trials if BASELINE in t.user_attrs and t.params and _scored(t)]
+        inside = [t for t in trials if BASELINE in t.user_attrs and t.params and _eligible(t)]
         inside.sort(key=lambda trial: -trial.values[0])
         for trial in inside:
             recipe = self.space.recipe(trial.params)
@@ -193,7 +196,10 @@ class Guide:
                 return trial
         if not trials:
             return None
-        self._end("no baseline lies in the space whose method is differentiable in its numbers")
+        self._end(
+            "no baseline lies in the space and keeps all limits, whose method is differentiable in "
+            "its numbers"
+        )
         return None
 
     def _ended(
@@ -207,31 +213,35 @@ class Guide:
         failed = [t for t in guided if t.user_attrs.get(RESULT, {}).get("failure")]
         if failed:
             return f"trial {failed[0].number} failed: {failed[0].user_attrs[RESULT]['failure']}"
-        values = [self._unseen(trial) for trial in (start, *looks)]
-        best = max(range(len(values)), key=values.__getitem__)
-        if len(looks) - best >= self.pace.patience:
-            return (
-                f"no gain on unseen documents after {self.pace.every * best} of {len(steps)} steps"
-            )
+        last = looks[-self.pace.patience :]
+        if len(last) == self.pace.patience:
+            best = max((start, *looks), key=lambda trial: trial.values[0])
+            if best not in last:
+                return f"no gain since trial {best.number}"
+            best = max((start, *looks[: -len(last)]), key=lambda trial: trial.values[0])
+            if all(self._worse_on_unseen(trial, best) for trial in last):
+                return f"worse than trial {best.number} on the documents that no step has seen"
         if len(steps) >= self.pace.steps and looks[-1].user_attrs[GUIDE]["step"] == len(steps):
             return f"{len(steps)} steps are done"
         return None
 
-    def _unseen(self, trial: FrozenTrial) -> float:
-        """The smooth objective on the documents that the gradient does not see."""
+    def _worse_on_unseen(self, trial: FrozenTrial, best: FrozenTrial) -> bool:
+        """Whether it is worse by more than a standard error of the paired differences."""
         _, unseen = self.pace.parts(self.documents)
-        scores = read_documents(self.folder.documents("search", trial.number))
-        total = 0.0
-        for task, share in self.goal.climbed.shares().items():
-            wanted = set(unseen[task])
-            own = scores[task]
-            values = [
-                value
-                for number, value in zip(own.documents, own.values[SMOOTH], strict=True)
-                if number in wanted and not math.isnan(value)
+        ours, theirs = (
+            read_documents(self.folder.documents("search", each.number)) for each in (trial, best)
+        )
+        value = variance = 0.0
+        for task, weight in self.goal.climbed.weights().items():
+            places = np.isin(ours[task].documents, unseen[task])
+            differences = np.subtract(ours[task].values[SMOOTH], theirs[task].values[SMOOTH])[
+                places
             ]
-            total += share * (sum(values) / len(values) if values else 0.0)
-        return total
+            differences = differences[~np.isnan(differences)]
+            if len(differences) > 1:
+                value += weight * differences.mean()
+                variance += weight**2 * differences.var(ddof=1) / len(differences)
+        return bool(value + math.sqrt(variance) < 0)
 
     def _place(self, start: FrozenTrial, slopes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """Where so many steps of Adam lead, in the space's box."""
@@ -267,6 +277,10 @@ def _still(recipe: Recipe) -> list[Slopes]:
         }
         for rule in recipe.rules
     ]
+
+
+def _eligible(trial: FrozenTrial) -> bool:
+    return _scored(trial) and all(broken <= 0 for broken in trial.constraints.values())
 
 
 def _scored(trial: FrozenTrial) -> bool:

@@ -15,7 +15,7 @@ certainty, for resamples of them hardly stray.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.scoring.scorecard import DocumentScores, Metric
-from evomerge.searching.objective import Objective
+from evomerge.searching.objective import Objective, Target, Unit, amount
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -48,6 +48,7 @@ class Gain:
     low: float | None
     """None, as `high`, where a metric is no mean over documents, so none can be computed."""
     high: float | None
+    unit: Unit = "points"
 
     @property
     def shown(self) -> bool:
@@ -60,8 +61,8 @@ class Gain:
         return self.high is not None and self.high < 0
 
     def sentence(self) -> str:
-        """In percentage points of the objective: `+2.1 points (95% interval +0.3 to +3.9)`."""
-        text = f"{100 * self.value:+.1f} points"
+        """In the objective's unit: `+2.1 points (95% interval +0.3 to +3.9)`."""
+        text = amount(self.value, self.unit, sign=True)
         if self.low is None or self.high is None:
             return f"{text} (no interval: a metric is not a mean over documents)"
         return f"{text} (95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
@@ -80,17 +81,45 @@ class Differences:
 
     def together(self, level: float = LEVEL) -> list[Gain]:
         """Intervals that all hold at once with the probability `level`."""
-        return self._gains(np.quantile(self.draws.max(1), level), level)
+        reach = self._reach(np.quantile(self.draws.max(1), level), level)
+        return self._gains(reach, reach)
 
     def each(self, level: float = LEVEL) -> list[Gain]:
         """Intervals of which each holds with the probability `level`."""
-        return self._gains(np.quantile(self.draws, level, axis=0), level)
+        reach = self._reach(np.quantile(self.draws, level, axis=0), level)
+        return self._gains(reach, reach)
 
-    def _gains(self, quantile: Any, level: float) -> list[Gain]:
-        reach = np.maximum(quantile, NormalDist().inv_cdf((1 + level) / 2)) * self.errors
-        low, high = self.values - reach, self.values + reach
-        rows = zip(self.values, low, high, strict=True)
+    def over_best(self, rivals: int, level: float = LEVEL) -> list[Gain]:
+        """The gain of each finalist over the best of its rivals, whichever is best in truth; the
+        intervals hold for all finalists at once with the probability `level`.
+
+        The pairs are every finalist beside every rival: [finalists * rivals]. The gain over the
+        best rival is the smallest of a finalist's gains. So it is not above the smallest of their
+        upper ends, where these hold at once for all pairs; and not below the smallest lower end,
+        for which that of the best rival must hold, but need not hold for others: there, q is
+        corrected for the finalists, and the largest over the rivals.
+        """
+        grid = self.draws.reshape(len(self.draws), -1, rivals)
+        one_rival = np.quantile(grid.max(1), level, axis=0).max()
+        down = self._reach(one_rival, level)
+        up = self._reach(np.quantile(self.draws.max(1), level), level)
+        found = self._gains(down, up)
+        return [_least(found[start : start + rivals]) for start in range(0, len(found), rivals)]
+
+    def _reach(self, quantile: Any, level: float) -> Matrix:
+        """[pairs]: q standard errors."""
+        reach: Matrix = np.maximum(quantile, NormalDist().inv_cdf((1 + level) / 2)) * self.errors
+        return reach
+
+    def _gains(self, down: Matrix, up: Matrix) -> list[Gain]:
+        rows = zip(self.values, self.values - down, self.values + up, strict=True)
         return [Gain(value=float(v), low=float(a), high=float(b)) for v, a, b in rows]
+
+
+def _least(found: Sequence[Gain]) -> Gain:
+    low = min(gain.low for gain in found if gain.low is not None)
+    high = min(gain.high for gain in found if gain.high is not None)
+    return Gain(value=min(gain.value for gain in found), low=low, high=high)
 
 
 def resample(
@@ -154,19 +183,20 @@ def _imagined(table: Matrix) -> Matrix:
 def tabulate(
     pairs: Sequence[tuple[Scored, Scored]], objective: Objective
 ) -> dict[str, Matrix] | None:
-    """Task -> [documents, pairs], how much better the first of each pair is on each document; None
-    where a metric is not the mean of its documents' values, so that it has no interval here.
+    """Task that counts -> [documents, pairs], how much better the first of each pair is on each
+    document, as the objective counts it; None where a metric is not the mean of its documents'
+    values, so that it has no interval here.
     """
     tables = {}
-    for task, target in objective.targets.items():
+    for task in objective.shares():
+        name = objective.targets[task].metric
         columns = []
         for pair in pairs:
-            values = [np.array(one.documents[task].values[target.metric]) for one in pair]
+            values = [np.array(one.documents[task].values[name]) for one in pair]
             metrics = [one.metrics[task] for one in pair]
             if not all(map(is_mean, values, metrics)):
                 return None
-            sign = 1.0 if metrics[0].higher_is_better else -1.0
-            columns.append(sign * (values[0] - values[1]))
+            columns.append(objective.slope(metrics[0]) * (values[0] - values[1]))
         tables[task] = np.array(columns, dtype=np.float64).T
     return tables
 
@@ -176,13 +206,22 @@ def is_mean(values: Any, metric: Metric) -> bool:
     return bool(np.isclose(values.mean(), metric.value, rtol=1e-4, atol=1e-6))
 
 
-def gains(pairs: Sequence[tuple[Scored, Scored]], objective: Objective, seed: int) -> list[Gain]:
-    """The gain of the first of each pair over the second, with intervals that hold all at once."""
-    tables = tabulate(pairs, objective)
+def gains_over_best(
+    finalists: Sequence[Scored], rivals: Sequence[Scored], objective: Objective, seed: int
+) -> list[Gain]:
+    """The gain of each finalist over the best rival, as `Differences.over_best` says."""
+    tables = tabulate([(one, other) for one in finalists for other in rivals], objective)
     if tables is None:
-        values = [objective.value(a.metrics) - objective.value(b.metrics) for a, b in pairs]
-        return [Gain(value=value, low=None, high=None) for value in values]
-    return resample(tables, objective.shares(), seed).together()
+        best = max(objective.value(rival.metrics) for rival in rivals)
+        values = [objective.value(one.metrics) - best for one in finalists]
+        return [Gain(value=v, low=None, high=None, unit=objective.unit) for v in values]
+    found = resample(tables, objective.shares(), seed).over_best(len(rivals))
+    return [replace(gain, unit=objective.unit) for gain in found]
+
+
+def paired_gain(ours: Scored, theirs: Scored, objective: Objective, seed: int) -> Gain:
+    """The gain of one candidate over one other that was not chosen among several."""
+    return gains_over_best([ours], [theirs], objective, seed)[0]
 
 
 def gains_by_task(ours: Scored, theirs: Scored, objective: Objective, seed: int) -> dict[str, Gain]:
@@ -194,23 +233,12 @@ def gains_by_task(ours: Scored, theirs: Scored, objective: Objective, seed: int)
     level = LEVEL ** (1 / len(objective.targets))
     found = {}
     for task, target in objective.targets.items():
-        alone = Objective(targets={task: target})
+        alone = Objective(targets={task: Target(metric=target.metric)})
         table = tabulate([(ours, theirs)], alone)
         if table is not None:
-            (found[task],) = resample(table, alone.shares(), seed).each(level)
-            continue
-        value = alone.value(ours.metrics) - alone.value(theirs.metrics)
-        found[task] = Gain(value=value, low=None, high=None)
+            (gain,) = resample(table, alone.shares(), seed).each(level)
+        else:
+            value = alone.value(ours.metrics) - alone.value(theirs.metrics)
+            gain = Gain(value=value, low=None, high=None)
+        found[task] = replace(gain, unit=alone.unit)
     return found
-
-
-def least(found: Sequence[Gain]) -> Gain:
-    """The gain over the best of several rivals, from intervals that hold at once for all of them.
-
-    The gain over the best is the smallest of all gains, so it lies between the smallest lower and
-    the smallest upper end, whichever rival is best in truth.
-    """
-    lows = [gain.low for gain in found if gain.low is not None]
-    highs = [gain.high for gain in found if gain.high is not None]
-    value = min(gain.value for gain in found)
-    return Gain(value=value, low=min(lows, default=None), high=min(highs, default=None))

@@ -3,11 +3,11 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.trial import TrialState
@@ -16,17 +16,20 @@ from evomerge.errors import CandidateError, EvomergeError, UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import (
+    Metric,
     Scorecard,
     count_documents,
+    from_json,
     joined,
     read_documents,
     to_json,
     write_documents,
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
+from evomerge.searching.constraints import check_measured, violations
 from evomerge.searching.guidance import BACKWARD, Differentiate, Guide, Step
 from evomerge.searching.objective import Goal
-from evomerge.searching.racing import Incumbent, Race, Racing, Stop, difference
+from evomerge.searching.racing import Incumbent, Race, Racing, Scores, Stop, difference
 from evomerge.searching.record import (
     BASELINE,
     FINGERPRINT,
@@ -34,28 +37,42 @@ from evomerge.searching.record import (
     IN_SPACE,
     RECIPE,
     RESULT,
+    SCORED,
     SLOPES,
     WORKER,
     TrialRecord,
     read_trial,
+    read_trials,
     worker_stamp,
 )
+from evomerge.searching.references import settle
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.space import Space
-from evomerge.searching.study import best_complete, finished, scored_before
+from evomerge.searching.study import (
+    best_complete,
+    finished,
+    scored_before,
+    set_constraints,
+    tell,
+    untold,
+)
 
 log = logging.getLogger(__name__)
 
 _FAILURES_IN_A_ROW = 10
+_REPEATS_IN_A_ROW = 200  # of weights that are known: nothing new is left to propose
+Number = TypeVar("Number", int, float)
+Metrics = tuple[Metric, ...]
 
 
 class Evaluate(Protocol):
-    """Makes a recipe's weights and scores them on one side of the split, or on given documents."""
+    """Makes a recipe's weights and scores them on one side of the split, or on given documents (in
+    one block, or in several)."""
 
     def __call__(
         self,
         recipe: Recipe,
-        documents: Documents | Side,
+        documents: Documents | Side | Sequence[Documents],
         /,
         *,
         kinds: AbstractSet[Kind] = KINDS,
@@ -73,13 +90,24 @@ class Budget:
     """When the search ends: at whichever comes first."""
 
     trials: int | None = None
+    documents: int | None = None
+    """Search documents scored for all trials together, each kind counted."""
     deadline: datetime | None = None
 
-    def spent(self, finished_trials: int) -> bool:
+    def spent(self, finished_trials: int, documents: int) -> bool:
         """Whether no further trial may start."""
-        return (self.trials is not None and finished_trials >= self.trials) or (
-            self.deadline is not None and datetime.now() >= self.deadline
+        return (
+            (self.trials is not None and finished_trials >= self.trials)
+            or (self.documents is not None and documents >= self.documents)
+            or (self.deadline is not None and datetime.now() >= self.deadline)
         )
+
+    def full_trials(self, documents: int) -> int | None:
+        """Trials of so many documents each that it allows, time aside; None: any number."""
+        limits = [] if self.trials is None else [self.trials]
+        if self.documents is not None:
+            limits.append(-(-self.documents // documents))
+        return min(limits, default=None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +131,10 @@ class Loop:
     """Told why no trial can be stopped early from now on."""
     enough: Callable[[], bool] = lambda: False
     """Asked before every trial: whether the search ends before its budget is spent."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources, whose scores may decide what values are."""
+    constrained: Documents = field(default_factory=dict)
+    """Tasks under constraint -> their search documents."""
     stop_asked: bool = False
     _incumbent: Incumbent | None = None
 
@@ -113,16 +145,27 @@ class Loop:
     def run(self) -> None:
         """Trials until the budget is spent or a stop was asked for.
 
+        Also ends where a budget of documents is left, but nothing but repeats is proposed.
         Raises UserError after ten failures in a row: then the mistake is not the candidates'.
         """
+        self._settle()
         self._remember()
         done = len(finished(self.study))
-        failures = 0
-        while not (self.stop_asked or self.budget.spent(done) or self.enough()):
+        documents = sum(record.scored for record in read_trials(self.study))
+        failures = repeats = 0
+        while not (self.stop_asked or self.budget.spent(done, documents) or self.enough()):
             record = self._trial()
             done += 1
+            documents += record.scored
             failures = failures + 1 if record.state == "failed" else 0
-            self.on_trial(record)
+            repeats = 0 if record.scored else repeats + 1
+            if record.state != SCORED:
+                self.on_trial(record)
+            self._settle()
+            if self.budget.documents is not None and repeats >= _REPEATS_IN_A_ROW:
+                # Repeats cost no documents, so the budget alone would never end the search.
+                log.warning("%d proposals in a row were known already: the search ends", repeats)
+                return
             if failures >= _FAILURES_IN_A_ROW:
                 raise UserError(
                     f"{failures} candidates in a row failed, the last with: {record.failure}. "
@@ -136,8 +179,46 @@ class Loop:
             metrics = self.goal.climbed.found(record.metrics)
             if self.racing is None or metrics is None or "same_as" in trial.user_attrs[RESULT]:
                 continue
+            if not record.feasible:
+                continue
             path = self.folder.documents("search", record.number)
             self.racing.add(record.number, read_documents(path), metrics)
+
+    def _settle(self) -> None:
+        """Once base and sources are scored, tells the trials whose values waited for them."""
+        waiting = untold(self.study)
+        if not self.goal.settled:
+            self.goal = settle(self.study, self.folder, self.goal, self.sources)
+        if not self.goal.settled:
+            return
+        if self.racing is not None:
+            self.racing.objective = self.goal.climbed
+        if self.guide is not None:
+            self.guide.goal = self.goal
+        for trial in waiting:
+            result = trial.user_attrs[RESULT]
+            scores = read_documents(self.folder.documents("search", trial.number))
+            # Its parameters stand: what it is made of now draws nothing.
+            again = optuna.Trial(self.study, trial._trial_id)
+            self._tell(again, result, scores, from_json(result["metrics"]))
+            self.on_trial(read_trial(self.study.get_trials(deepcopy=False)[trial.number]))
+
+    def _tell(
+        self, trial: optuna.Trial, result: Mapping[str, Any], scores: Scores, metrics: Metrics
+    ) -> None:
+        """The value of a trial that was scored in full, and by how much it breaks limits."""
+        climbed = self.goal.climbed.found(metrics)
+        broken = violations(self.goal.constraints, metrics)
+        assert climbed is not None
+        assert broken is not None
+        facts: dict[str, Any] = {"value": self.goal.climbed.value(climbed), "share": 1.0}
+        if broken:
+            facts["violations"] = broken
+        if self.goal.several:
+            facts["values"] = self.goal.values(self.goal.climbed, metrics)
+        tell(self.study, trial, {**result, **facts})
+        if self.racing is not None and max(broken.values(), default=0.0) <= 0:
+            self.racing.add(trial.number, scores, climbed)
 
     def _trial(self) -> TrialRecord:
         start = time.perf_counter()
@@ -175,7 +256,7 @@ class Loop:
         try:
             scorecard, documents = self._scores(recipe, kinds, race, seconds)
             if not (baseline or guided) and self._is_new_best(scorecard, race):
-                scorecard, documents = self._with_points(recipe, scorecard, documents, seconds)
+                scorecard = self._with_metrics(recipe, "search", scorecard, documents, seconds)
             metrics = self.goal.climbed.metrics(scorecard)
         except EvomergeError as error:
             self._fail(trial, str(error), seconds)
@@ -186,8 +267,6 @@ class Loop:
             before = time.perf_counter()
             path = self.folder.documents("search", trial.number)
             write_documents(scorecard.per_document, path)
-            if self.racing is not None:
-                self.racing.add(trial.number, scorecard.per_document, metrics)
             seconds["record"] = time.perf_counter() - before
             result = {
                 "metrics": to_json(scorecard.metrics),
@@ -198,11 +277,13 @@ class Loop:
             if scorecard.remarks:
                 result["remarks"] = list(scorecard.remarks)
             if race is not None and race.stop is not None:
-                self._prune(trial, race.stop, result)
+                if self.racing is not None:
+                    self.racing.add(trial.number, scorecard.per_document, metrics)
+                self._prune(trial, race.stop, result, scorecard)
+            elif self.goal.settled:
+                self._tell(trial, result, scorecard.per_document, scorecard.metrics)
             else:
-                value = self.goal.climbed.value(metrics)
-                trial.set_user_attr(RESULT, {**result, "value": value, "share": 1.0})
-                self.study.tell(trial, value)
+                trial.set_user_attr(RESULT, {**result, "share": 1.0})
 
     def _scores(
         self,
@@ -214,31 +295,49 @@ class Loop:
         """The scores, and how many documents were scored by kind; `seconds` grows by phase."""
         go_on: GoOn = (lambda scores: True) if race is None else race.go_on
         scorecard, spent = self.evaluate(recipe, "search", kinds=kinds, go_on=go_on)
-        seconds |= spent
-        return scorecard, count_documents(scorecard.per_document, kinds)
+        _add(seconds, spent)
+        documents = count_documents(scorecard, kinds)
+        if race is not None and race.stop is not None:
+            return scorecard, documents
+        if lacking := self._lacking(scorecard):
+            scorecard = self._with_metrics(recipe, lacking, scorecard, documents, seconds)
+        check_measured(self.goal.constraints, scorecard.metrics)
+        return scorecard, documents
 
-    def _with_points(
+    def _lacking(self, scorecard: Scorecard) -> Documents:
+        """Tasks under constraint whose metrics what is climbed does not need."""
+        known = {(metric.task, metric.name) for metric in scorecard.metrics}
+        return {
+            constraint.task: self.constrained[constraint.task]
+            for constraint in self.goal.constraints
+            if (constraint.task, constraint.metric) not in known
+        }
+
+    def _with_metrics(
         self,
         recipe: Recipe,
+        where: Documents | Side,
         scorecard: Scorecard,
-        documents: Mapping[str, int],
+        documents: dict[str, int],
         seconds: dict[str, float],
-    ) -> tuple[Scorecard, dict[str, int]]:
-        """The same with the tasks' own metrics; `seconds` grows by phase."""
-        more, spent = self.evaluate(recipe, "search", kinds=frozenset({"metric"}))
-        for phase, spent_there in spent.items():
-            seconds[phase] = seconds.get(phase, 0.0) + spent_there
-        further = count_documents(more.per_document, ["metric"])
-        return joined(scorecard, more), {**documents, **further}
+    ) -> Scorecard:
+        """The same with the tasks' own metrics; `documents` and `seconds` grow."""
+        more, spent = self.evaluate(recipe, where, kinds=frozenset({"metric"}))
+        _add(seconds, spent)
+        _add(documents, count_documents(more, ["metric"]))
+        return joined(scorecard, more)
 
     def _is_new_best(self, scorecard: Scorecard, race: Race | None) -> bool:
         """Whether the points, so far unknown, are to be shown as those of the best trial.
 
         Multiple choice has its own metric from the same passes as the smooth one.
         """
-        if self.goal.kind != "both" or (race is not None and race.stop is not None):
+        if self.goal.kind != "both" or self.goal.several or (race and race.stop is not None):
             return False
         if self.goal.points.value_of(scorecard.metrics) is not None:
+            return False
+        broken = violations(self.goal.constraints, scorecard.metrics) or {}
+        if any(amount > 0 for amount in broken.values()):
             return False
         best = best_complete(self.study)
         value = self.goal.climbed.value(self.goal.climbed.metrics(scorecard))
@@ -253,7 +352,7 @@ class Loop:
         assert step.documents is not None
         assert incumbent is not None  # guidance began at a complete trial
         try:
-            found = self.differentiate(recipe, step.documents, self.goal.climbed.shares())
+            found = self.differentiate(recipe, step.documents, self.goal.climbed.weights())
         except CandidateError as error:
             self._fail(trial, str(error), seconds)
             return
@@ -277,7 +376,7 @@ class Loop:
 
     def _race(self) -> Race | None:
         """Against the best complete trial; None where there is none, or no early stopping."""
-        incumbent = self._best()
+        incumbent = self._best() if self.racing is not None else None
         if self.racing is None or incumbent is None:
             return None
         if (reason := self.racing.refusal(incumbent)) is not None:
@@ -302,16 +401,22 @@ class Loop:
             )
         return self._incumbent
 
-    def _prune(self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any]) -> None:
-        facts = {
+    def _prune(
+        self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any], scorecard: Scorecard
+    ) -> None:
+        """Limits are told by the part of the documents, as far as that has the metrics."""
+        facts: dict[str, Any] = {
             "estimate": stop.estimate,
             "share": stop.share,
             "pruned": stop.reason,
             "against": stop.against,
             "because": stop.sentence,
         }
+        if broken := violations(self.goal.constraints, scorecard.metrics):
+            facts["violations"] = broken
         # Before the result: a trial with a result needs nothing more than to be told.
         trial.report(stop.estimate, step=stop.documents)
+        set_constraints(trial, broken or {})
         trial.set_user_attr(RESULT, {**result, **facts})
         self.study.tell(trial, state=TrialState.PRUNED)
 
@@ -334,8 +439,13 @@ class Loop:
         result = {**twin.user_attrs[RESULT], **copied}
         if "estimate" in result:
             trial.report(result["estimate"], step=max(twin.intermediate_values))
+            set_constraints(trial, result.get("violations", {}))
             trial.set_user_attr(RESULT, result)
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        trial.set_user_attr(RESULT, result)
-        self.study.tell(trial, result["value"])
+        tell(self.study, trial, result)
+
+
+def _add(total: dict[str, Number], more: Mapping[str, Number]) -> None:
+    for name, amount in more.items():
+        total[name] = total[name] + amount if name in total else amount

@@ -69,7 +69,11 @@ def find_plateau(
     cannot be told yet. records: by number; read: number -> scores per search document.
     """
     last = _candidates(records)[-window:]
-    before = [r for r in records if r.value is not None and last and r.number < last[0].number]
+    before = [
+        record
+        for record in records
+        if record.value is not None and record.feasible and last and record.number < last[0].number
+    ]
     if len(last) < window or not before:
         return None
     best = max(before, key=lambda record: record.value or 0.0)
@@ -116,7 +120,8 @@ class PlateauWatch:
         self, folder: RunFolder, goal: Goal, records: Sequence[TrialRecord], stored: Any = None
     ) -> None:
         """records: of trials before this process. stored: what the study kept of a plateau."""
-        self._objective = goal.climbed
+        self.goal = goal
+        """What it becomes once base and sources are scored, if values depend on these."""
         self._records = list(records)
         self._read: Read = lru_cache(maxsize=4 * WINDOW)(
             lambda number: read_documents(folder.documents("search", number))
@@ -132,7 +137,9 @@ class PlateauWatch:
         return (before is None) != (self.plateau is None)
 
     def _look(self) -> None:
-        found = find_plateau(self._records, self._objective, self._read)
+        if self.goal.several or not self.goal.settled:
+            return
+        found = find_plateau(self._records, self.goal.climbed, self._read)
         if found is not None and self.plateau is not None:
             since = self.plateau.since
             count = sum(record.number >= since for record in _candidates(self._records))

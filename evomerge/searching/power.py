@@ -1,9 +1,9 @@
 """What a search's documents can show: said before the night, when it can still be changed.
 
-The interval of a gain reaches q standard errors to either side, so a gain of (q + 0.84) standard
-errors is shown with a probability of 80 % (Cohen 1988, Statistical Power Analysis, chapter 2). On
-the holdout, q is that of the verdict: of the largest of the differences between all finalists and
-all baselines, here as if all candidates were equally good and their scores independent.
+The interval of a gain reaches q standard errors below it, so a gain of (q + 0.84) standard errors
+is shown with a probability of 80 % (Cohen 1988, Statistical Power Analysis, chapter 2). On the
+holdout, q is that of the verdict: corrected for the number of finalists, here as if these were
+equally good and their scores independent.
 """
 
 from collections.abc import Mapping
@@ -69,13 +69,13 @@ def power(
     shares: Mapping[str, float],
     search: Mapping[str, int],
     holdout: Mapping[str, int],
-    comparisons: tuple[int, int],
+    finalists: int,
     *,
     probed: bool,
 ) -> Power:
     """deviations: task -> standard deviation per document of the difference of two candidates.
 
-    search, holdout: task -> documents. comparisons: finalists and baselines.
+    search, holdout: task -> documents.
     """
 
     def error(counts: Mapping[str, int]) -> float:
@@ -84,22 +84,20 @@ def power(
     reach = NormalDist().inv_cdf(POWER)
     alone = NormalDist().inv_cdf((1 + LEVEL) / 2)
     return Power(
-        holdout_gain=(critical_value(*comparisons) + reach) * error(holdout),
+        holdout_gain=(critical_value(finalists) + reach) * error(holdout),
         search_gain=(alone + reach) * error(search),
         holdout_documents=sum(holdout.values()),
         probed=probed,
     )
 
 
-def critical_value(finalists: int, baselines: int) -> float:
-    """The 95% quantile of the largest of |x - y| / √2 over `finalists` numbers x and `baselines`
-    numbers y, all standard normal: the tests' correction for so many comparisons.
+def critical_value(finalists: int) -> float:
+    """The 95% quantile of the largest of |x - y| / √2 over `finalists` numbers x, all of them and y
+    standard normal: the correction for so many finalists beside one rival (Dunnett 1955).
     """
     generator = np.random.default_rng(0)
-    ours = generator.standard_normal((_DRAWS, finalists))
-    theirs = generator.standard_normal((_DRAWS, baselines))
-    largest = np.maximum(ours.max(1) - theirs.min(1), theirs.max(1) - ours.min(1))
-    return float(np.quantile(largest / sqrt(2), LEVEL))
+    apart = generator.standard_normal((_DRAWS, finalists)) - generator.standard_normal((_DRAWS, 1))
+    return float(np.quantile(np.abs(apart).max(1) / sqrt(2), LEVEL))
 
 
 def deviations(objective: Objective, pair: tuple[Scored, Scored] | None) -> dict[str, float] | None:

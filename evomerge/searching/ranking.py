@@ -6,6 +6,7 @@ from statistics import NormalDist
 import numpy as np
 
 from evomerge.scoring.scorecard import read_documents
+from evomerge.searching.front import eligible, pareto_front, rank_fronts
 from evomerge.searching.intervals import Scored, estimate, tabulate
 from evomerge.searching.objective import Goal
 from evomerge.searching.record import TrialRecord
@@ -16,16 +17,16 @@ _WITHIN_NOISE = NormalDist().inv_cdf(0.95)
 
 
 def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
-    """Complete trials of distinct weights, the best on the search documents first.
+    """Complete trials of distinct weights that keep all limits, the best on the search documents
+    first.
 
     For the goal `both`, leaders and baselines whose points are known come first, best points
-    first, equal ones by the smooth value; then the others by the smooth value.
+    first, equal ones by the smooth value; then the others by the smooth value. Of several
+    objectives front by front.
     """
-    distinct: dict[str | None, TrialRecord] = {}
-    for record in records:
-        if record.value is not None:
-            distinct.setdefault(record.fingerprint, record)
-    ranked = sorted(distinct.values(), key=lambda r: -(r.value or 0.0))
+    if goal.several:
+        return rank_fronts(eligible(records), goal)
+    ranked = sorted(eligible(records), key=lambda r: -(r.value or 0.0))
     if goal.kind != "both":
         return ranked
     points = {
@@ -49,8 +50,11 @@ def choose_finalists(
     of its paired difference to the best trial, be it a baseline, reaches zero: one that was shown
     to be worse would cost holdout documents and widen all intervals for nothing. One whose every
     document has the score of a better finalist's is left out as well: it would tell nothing new.
+    Of several objectives they are the first of the front.
     """
     ranked = rank(records, goal)
+    if goal.several:
+        return ranked[: min(count, len(pareto_front(records, goal)[0]))]
     found: list[TrialRecord] = []
     seen: list[Scored] = []
     best = _scored_on_search(ranked[0], goal, folder) if ranked else None

@@ -22,6 +22,7 @@ IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
 WORKER = "worker"  # host, pid, time of start
 RESULT = "result"  # value or estimate, metrics, answers, documents, seconds; or why it failed
+SCORED = "scored"  # state of a trial whose value waits for the scores of base and sources
 SLOPES = "slopes"  # in a result: parameter -> slope of the smooth objective
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one takes up again
 POINTS = "points"  # prefix of study attributes: `points:12` has what was scored later of trial 12
@@ -36,14 +37,21 @@ class TrialRecord:
     number: int
     state: str
     """complete, step (along the gradient, on some documents), pruned (given up after some
-    documents), failed (a candidate that could not be made or scored), interrupted, running,
+    documents), failed (a candidate that could not be made or scored), scored (its value waits for
+    the scores of base and sources), interrupted, running,
     waiting."""
     baseline: str | None
     recipe_mapping: Mapping[str, Any] | None
     """As Recipe.to_mapping() made it."""
     fingerprint: str | None
     value: float | None
-    """What is climbed, on all search documents; higher is better. None unless complete."""
+    """What is climbed, on all search documents; higher is better. None unless complete. Of several
+    objectives the mean over all tasks."""
+    values: tuple[float, ...]
+    """As the sampler was told them: one for each objective."""
+    violations: Mapping[str, float]
+    """Task under constraint -> by how much the limit is missed, in the metric's unit; not above 0
+    where it is kept."""
     estimate: float | None
     """Of a pruned trial: what its value was expected to be."""
     metrics: tuple[Metric, ...]
@@ -80,6 +88,16 @@ class TrialRecord:
         return Recipe.from_mapping(self.recipe_mapping, f"the recipe of trial {self.number}")
 
     @property
+    def scored(self) -> int:
+        """Search documents scored for it, of all kinds."""
+        return sum(self.documents.values())
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps all limits that it is known to have been measured by."""
+        return all(amount <= 0 for amount in self.violations.values())
+
+    @property
     def name(self) -> str:
         """`trial 12`, or the baseline's name."""
         return self.baseline or f"trial {self.number}"
@@ -103,7 +121,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         TrialState.COMPLETE: "complete",
         TrialState.PRUNED: "pruned",
         TrialState.FAIL: "failed" if result.get("failure") else "interrupted",
-        TrialState.RUNNING: "running",
+        TrialState.RUNNING: SCORED if "metrics" in result else "running",
         TrialState.WAITING: "waiting",
     }
     state = states.get(trial.state, trial.state.name.lower())
@@ -113,7 +131,9 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         baseline=attributes.get(BASELINE),
         recipe_mapping=attributes.get(RECIPE),
         fingerprint=attributes.get(FINGERPRINT),
-        value=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        value=_value(trial, result),
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
+        violations=result.get("violations", {}),
         estimate=result.get("estimate"),
         metrics=from_json(result.get("metrics", [])),
         documents=result.get("documents", {}),
@@ -130,6 +150,12 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         host=worker.get("host"),
         retry_of=attributes.get(RETRY_OF),
     )
+
+
+def _value(trial: FrozenTrial, result: Mapping[str, Any]) -> float | None:
+    if trial.state != TrialState.COMPLETE:
+        return None
+    return trial.values[0] if len(trial.values) == 1 else float(result["value"])
 
 
 def read_trials(study: optuna.Study) -> list[TrialRecord]:

@@ -1,10 +1,10 @@
 """Does the winner beat the best plain merge on documents that the search never saw?
 
-The winner is chosen on the search documents alone, but its hardest rival is found on the holdout,
-and a reader may prefer another finalist. So the intervals are simultaneous over all finalists and
-all baselines (intervals.py): the gain over the best baseline lies between the smallest lower and
-the smallest upper end of the winner's intervals, and the same for the best single source. That
-needs no assumption about which baseline is best in truth, and is wrong in at most 5 % of runs.
+The winner is chosen on the search documents alone, but a reader may prefer another finalist, and
+its hardest rival is found on the holdout. So the intervals of the gain over the best baseline hold
+for all finalists at once, and whichever baseline is best in truth (`Differences.over_best` in
+intervals.py says how); those of the gain over the best single source likewise. "Better" is wrong in
+at most 2.5 % of runs, as is "worse".
 
 Task by task, the winner is compared with the best baseline; those intervals are corrected for the
 number of tasks.
@@ -44,7 +44,7 @@ class Verdict:
     tasks: Mapping[str, Gain] = field(default_factory=dict)
     """Task -> the gain over the opponent there."""
     comparisons: tuple[int, int] = (1, 1)
-    """Finalists and baselines for which all intervals hold at once."""
+    """Finalists and baselines that the intervals are corrected for."""
 
     @property
     def conclusion(self) -> Conclusion:
@@ -89,7 +89,7 @@ class Verdict:
             )
         if self.score is not None:
             lines.append(
-                f"Score of {winner} on the holdout: {amount(self.score, 'points')}; optimism: its "
+                f"Score of {winner} on the holdout: {amount(self.score, self.gain.unit)}; optimism: its "
                 f"score on the search documents is {self.optimism_text()} from that."
             )
         else:
@@ -100,9 +100,9 @@ class Verdict:
         if self.comparisons != (1, 1) and self.gain.low is not None:
             finalists, baselines = self.comparisons
             lines.append(
-                f"The intervals hold at once for all comparisons of {_count(finalists, 'finalist')}"
-                f" with {_count(baselines, 'baseline')}"
-                + (f", and those of tasks for all {len(self.tasks)}" if self.tasks else "")
+                f"The intervals are corrected for {_count(finalists, 'finalist')}, "
+                f"{_count(baselines, 'baseline')}"
+                + (f" and {_count(len(self.tasks), 'task')}" if self.tasks else "")
                 + "."
             )
         return lines

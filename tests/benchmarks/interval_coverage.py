@@ -28,7 +28,7 @@ from evomerge.config import load_config
 from evomerge.recipe import BASE, Recipe
 from evomerge.scoring.scorecard import read_documents, write_documents
 from evomerge.searching.baselines import baselines, whole
-from evomerge.searching.intervals import Differences, Gain, Matrix, least, resample
+from evomerge.searching.intervals import Differences, Gain, Matrix, resample
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 TASKS = ("sort7", "past")
@@ -155,16 +155,14 @@ def one_sample(tables: Mapping[str, Matrix], seed: int, resamples: int) -> dict[
     """Method -> its intervals on one sample."""
     found: Differences = resample(tables, SHARES, seed, resamples)
     drawn = means(tables, np.random.default_rng(seed), resamples)
-    together = found.together()
-    baselines_count = len(together) // len(FINALISTS)
-    best = least(together[:baselines_count])
+    over_best = found.over_best(len(found.values) // len(FINALISTS))
     return {
         "percentile bootstrap (before)": percentile(drawn),
         "BCa": bca(tables, drawn, found.values),
         "normal": normal(tables, found.values),
         "bootstrap-t, one pair": ends(found.each()),
-        "bootstrap-t, all pairs at once": ends(together),
-        "gain over the best baseline": ends([best]),
+        "bootstrap-t, all pairs at once": ends(found.together()),
+        "gain over the best baseline": ends(over_best),
     }
 
 
@@ -172,9 +170,9 @@ def coverage(
     tables: Mapping[str, Matrix], size: int, draws: int, resamples: int
 ) -> list[tuple[Any, ...]]:
     """Rows: documents per task, method, % of intervals that hold the truth, least of a pair,
-    % of samples in which all do, mean width in points."""
+    % of samples in which all of the method do, mean width in points."""
     truth = sum(table.mean(0) for table in tables.values()) / len(TASKS)
-    best = truth[: len(truth) // len(FINALISTS)].min()
+    best = truth.reshape(len(FINALISTS), -1).min(1)
     held: dict[str, list[Any]] = {}
     widths: dict[str, list[float]] = {}
     generator = np.random.default_rng(size)

@@ -6,16 +6,14 @@
 
 Every source is the base plus noise of one size: none is better than another for any reason but
 chance. Each search has its own draw of sources, its own split of the documents, and its own seed;
-its result lies in FOLDER, and what is there is not run again (several processes may share FOLDER:
---first and --searches say which part is whose). The second table needs no search: two
-models whose scores on all documents are equal, though not on each, are compared on samples of the
+its run folder lies in FOLDER, and what is there is not run again (several processes may share
+FOLDER: --first and --searches say which part is whose). The other rows need no search: two models whose scores on all documents are equal, though not on each, are compared on samples of the
 documents, as a winner is with a rival; and, to count more of them, any two models whose scores on
 each document change places at random. Prints Markdown.
 """
 
 import argparse
 import dataclasses
-import json
 import random
 import shutil
 from collections import Counter
@@ -32,10 +30,12 @@ from scipy.stats import binomtest
 from evomerge.assemble import evaluator, prepare
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.config import LoadedConfig, load_config
-from evomerge.report import read_run
 from evomerge.scoring.scorecard import read_documents, write_documents
 from evomerge.searching.baselines import whole
+from evomerge.searching.finalists import decide
 from evomerge.searching.intervals import Matrix, resample
+from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.study import find_study, read_goal
 from evomerge.verbs import search
 
 TASKS = ("capital", "dial", "sort7", "past")
@@ -74,33 +74,36 @@ def configured(
 
 
 def search_one(loaded: LoadedConfig) -> dict[str, Any]:
-    """Searches, and keeps what came out and little else."""
-    outcome = search(loaded)
-    verdict = outcome.verdict
-    assert verdict is not None, "the search was stopped; the same command goes on"
-    report = read_run(outcome.folder)
-    row = {
+    """Searches, or goes on with it, and tells how it ended.
+
+    The verdict is given anew from what the run folder has of the holdout; the rest is not kept.
+    """
+    folder = RunFolder(loaded.output())
+    if not (folder.path / "done").exists():
+        outcome = search(loaded)
+        assert outcome.verdict is not None, "the search was stopped; the same command goes on"
+        shutil.rmtree(folder.path / "search")
+        shutil.rmtree(folder.statistics)
+        (folder.path / "done").touch()
+    study = find_study(folder.storage(None))
+    assert study is not None
+    verdict = decide(study, folder, read_goal(study.user_attrs), loaded.config.seed)
+    assert verdict is not None
+    return {
         **dataclasses.asdict(verdict),
         "conclusion": verdict.conclusion,
         "baseline_won": verdict.winner == verdict.opponent,
         "worse_tasks": list(verdict.worse_tasks()),
-        "names": [report.by_number[n].name for n in (verdict.winner, verdict.opponent)],
     }
-    shutil.rmtree(outcome.folder)
-    return row
 
 
 def searches(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The results of all searches; those that are missing are run."""
-    rows = []
-    for number in range(arguments.first, arguments.searches):
-        result = arguments.out / f"{number:03}.json"
-        if not result.exists():
-            sizes = arguments.sources, arguments.trials, arguments.limit
-            row = search_one(configured(arguments.family, arguments.out, number, *sizes))
-            result.write_text(json.dumps(row))
-        rows.append(json.loads(result.read_text()))
-    return rows
+    sizes = arguments.sources, arguments.trials, arguments.limit
+    return [
+        search_one(configured(arguments.family, arguments.out, number, *sizes))
+        for number in range(arguments.first, arguments.searches)
+    ]
 
 
 def score_copies(arguments: argparse.Namespace) -> dict[str, Matrix]:

@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from scipy.stats import norm, studentized_range
+from scipy.stats import norm
 
 from evomerge.scoring.scorecard import DocumentScores, Metric
 from evomerge.searching.intervals import (
@@ -14,9 +14,9 @@ from evomerge.searching.intervals import (
     Matrix,
     Scored,
     estimate,
-    gains,
     gains_by_task,
-    least,
+    gains_over_best,
+    paired_gain,
     resample,
 )
 from evomerge.searching.objective import Objective, Target
@@ -98,10 +98,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(counts: tuple[int, int]) 
 def test_a_difference_of_few_documents_is_no_certainty() -> None:
     same = {"a": np.ones(30), "b": np.ones(30)}
     once = {"a": np.r_[0.0, np.ones(29)], "b": np.ones(30)}
-    (gain,) = gains([(scored(same), scored(once))], OBJECTIVE, seed=0)
+    gain = paired_gain(scored(same), scored(once), OBJECTIVE, seed=0)
     assert gain.value > 0
     assert not gain.shown
-    (none,) = gains([(scored(same), scored(same))], OBJECTIVE, seed=0)
+    none = paired_gain(scored(same), scored(same), OBJECTIVE, seed=0)
     assert (none.value, none.low, none.high) == (0, 0, 0)
     assert not none.shown
     assert not none.loss_shown
@@ -110,30 +110,48 @@ def test_a_difference_of_few_documents_is_no_certainty() -> None:
 def test_a_clear_gain_is_shown_and_a_metric_that_is_no_mean_has_no_interval() -> None:
     generator = np.random.default_rng(1)
     good, bad = answers(generator, 0.8, (100, 100)), answers(generator, 0.5, (100, 100))
-    up, down = gains([(good, bad), (bad, good)], OBJECTIVE, seed=0)
+    up = paired_gain(good, bad, OBJECTIVE, seed=0)
+    down = paired_gain(bad, good, OBJECTIVE, seed=0)
     assert up.shown
     assert down.loss_shown
     assert up.value == -down.value
     assert (up.low, up.high) == pytest.approx((-(down.high or 0), -(down.low or 0)))
     odd = scored({"a": np.ones(4), "b": np.ones(4)}, mean=False)
-    (gain,) = gains([(odd, odd)], OBJECTIVE, seed=0)
+    gain = paired_gain(odd, odd, OBJECTIVE, seed=0)
     assert (gain.low, gain.high) == (None, None)
     assert "no interval" in gain.sentence()
 
 
-def test_more_rivals_make_wider_intervals_and_the_best_rival_counts() -> None:
+def test_the_best_rival_counts_and_the_correction_is_for_what_was_chosen() -> None:
     generator = np.random.default_rng(2)
-    winner = answers(generator, 0.7, (80, 80))
+    winner, other = (answers(generator, chance, (80, 80)) for chance in (0.7, 0.65))
     rivals = [answers(generator, chance, (80, 80)) for chance in (0.2, 0.4, 0.6)]
-    (alone,) = gains([(winner, rivals[2])], OBJECTIVE, seed=0)
-    found = gains([(winner, rival) for rival in rivals], OBJECTIVE, seed=0)
-    best = least(found)
-    assert best.value == alone.value == found[2].value
-    assert best.low is not None
-    assert alone.low is not None
-    assert best.low < alone.low
-    assert best.low == min(gain.low for gain in found if gain.low is not None)
-    assert best.high == min(gain.high for gain in found if gain.high is not None)
+    alone = paired_gain(winner, rivals[2], OBJECTIVE, seed=0)
+    (among_rivals,) = gains_over_best([winner], rivals, OBJECTIVE, seed=0)
+    among_all = gains_over_best([winner, other], rivals, OBJECTIVE, seed=0)
+    assert among_rivals.value == alone.value == among_all[0].value
+    lows = [gain.low or 0.0 for gain in (alone, among_rivals, among_all[0])]
+    highs = [gain.high or 0.0 for gain in (alone, among_rivals, among_all[0])]
+    # Rivals widen the upper end only; further finalists both.
+    assert lows[0] == pytest.approx(lows[1], abs=0.01)
+    assert lows[1] > lows[2]
+    assert highs[0] < highs[1] < highs[2]
+    assert among_all[1].value < among_all[0].value
+
+
+def test_the_gain_over_the_best_rival_is_held_whichever_is_best() -> None:
+    """Three finalists and four rivals, all equally good in truth: the gain over the best is 0."""
+    generator = np.random.default_rng(6)
+    held = better = 0
+    for seed in range(300):
+        chance = generator.random(100)[:, None]
+        right = (generator.random((100, 7)) < chance).astype(float)
+        pairs = (right[:, :3, None] - right[:, None, 3:]).reshape(100, 12)
+        found = resample({"a": pairs}, {"a": 1.0}, seed, resamples=400).over_best(4)
+        held += all((gain.low or 0) <= 0 <= (gain.high or 0) for gain in found)
+        better += any(gain.shown for gain in found)
+    assert held / 300 > 0.94
+    assert better / 300 < 0.03
 
 
 def test_worse_on_a_task_is_said_though_the_mean_is_better() -> None:
@@ -144,7 +162,7 @@ def test_worse_on_a_task_is_said_though_the_mean_is_better() -> None:
     tasks = gains_by_task(scored(ours), scored(theirs), OBJECTIVE, seed=0)
     assert tasks["a"].loss_shown
     assert tasks["b"].shown
-    (gain,) = gains([(scored(ours), scored(theirs))], OBJECTIVE, seed=0)
+    gain = paired_gain(scored(ours), scored(theirs), OBJECTIVE, seed=0)
     verdict = Verdict(
         winner=9,
         opponent=3,
@@ -162,7 +180,7 @@ def test_worse_on_a_task_is_said_though_the_mean_is_better() -> None:
     assert lines[1].startswith("Worse on task a: -")
     assert lines[2].startswith("Over the best single source (chat): +")
     assert "optimism: its score on the search documents is +1.0 points" in lines[3]
-    assert "2 finalists with 12 baselines" in lines[4]
+    assert "corrected for 2 finalists, 12 baselines and 2 tasks." in lines[4]
     assert verdict_from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
 
 
@@ -186,18 +204,16 @@ def test_a_verdict_of_an_earlier_version_is_read() -> None:
     assert worse.sentence("x", "y").startswith("Worse: x is behind the best baseline (y): -2.0")
 
 
-def test_the_correction_for_comparisons_lies_between_none_and_bonferroni() -> None:
-    assert critical_value(1, 1) == pytest.approx(norm.ppf(0.975), abs=0.02)
-    for comparisons in ((1, 12), (3, 12)):
-        count = comparisons[0] * comparisons[1]
-        assert norm.ppf(0.975) < critical_value(*comparisons) < norm.ppf(1 - 0.025 / count)
-    # All pairs among 5 are Tukey's studentised range; 1 beside 4 are some of these.
-    assert critical_value(1, 4) < studentized_range.ppf(0.95, 5, np.inf) / sqrt(2)
+def test_the_correction_for_finalists_is_dunnetts() -> None:
+    assert critical_value(1) == pytest.approx(norm.ppf(0.975), abs=0.02)
+    # Two-sided, 5 %, infinitely many degrees of freedom: Dunnett 1964, table II.
+    assert critical_value(3) == pytest.approx(2.35, abs=0.03)
+    assert critical_value(9) == pytest.approx(2.69, abs=0.03)
 
 
 def test_power_is_what_simulated_verdicts_show() -> None:
     counts, sd = {"a": 60, "b": 60}, {"a": 0.5, "b": 0.7}
-    found = power(sd, SHARES, counts, counts, (1, 1), probed=True)
+    found = power(sd, SHARES, counts, counts, 1, probed=True)
     generator = np.random.default_rng(0)
     shown = 0
     for seed in range(300):
@@ -208,12 +224,12 @@ def test_power_is_what_simulated_verdicts_show() -> None:
         shown += gain.shown
     assert 0.70 < shown / 300 < 0.87
     enough = {task: round(60 * found.needed / 120) for task in counts}
-    assert power(sd, SHARES, counts, enough, (1, 1), probed=True).holdout_gain == pytest.approx(
+    assert power(sd, SHARES, counts, enough, 1, probed=True).holdout_gain == pytest.approx(
         HOPED, rel=0.01
     )
     assert "a gain of 2 points would probably not be shown" in (found.warning() or "")
     many = {"a": 10**6, "b": 10**6}
-    assert power(sd, SHARES, many, many, (1, 1), probed=True).warning() is None
+    assert power(sd, SHARES, many, many, 1, probed=True).warning() is None
 
 
 def test_noise_is_seen_in_a_probe_or_bounded() -> None:
