@@ -165,7 +165,8 @@ def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str,
 
 
 def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
-    """Name -> value of every baseline, None where it failed; None while one has not ended."""
+    """Name -> value of every baseline, or its estimate, None where it failed; None while one has
+    not ended."""
     values: dict[str, float | None] = {}
     for trial in study.get_trials(deepcopy=False):
         name = trial.user_attrs.get(BASELINE)
@@ -173,8 +174,7 @@ def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
             continue
         if not trial.state.is_finished():
             return None
-        complete = trial.state == TrialState.COMPLETE
-        values[name] = trial.values[0] if complete else values.get(name)
+        values[name] = trial.values[0] if trial.values else values.get(name)
     return values
 
 
