@@ -25,6 +25,7 @@ from evomerge.searching.record import (
     RECIPE,
     RESULT,
     RETRY_OF,
+    read_trial,
 )
 from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import STUDY, RunFolder
@@ -161,8 +162,8 @@ def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
             continue
         if not trial.state.is_finished():
             return None
-        complete = trial.state == TrialState.COMPLETE
-        values[name] = trial.values[0] if complete else values.get(name)
+        value = read_trial(trial).value
+        values[name] = values.get(name) if value is None else value
     return values
 
 
