@@ -175,6 +175,7 @@ class SearchConfig:
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
     start_from: Annotated[tuple[Path, ...], BeforeValidator(read_list)] = ()
     finalists: Count | None = None
+    stop_on_plateau: bool = False
     seed: int = 0
     dtype: DType | None = None
     vocabulary: str = BASE

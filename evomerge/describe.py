@@ -18,6 +18,7 @@ from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.objective import UNIT_NAMES
 from evomerge.searching.record import TrialRecord
+from evomerge.searching.study import published_sentence
 
 if TYPE_CHECKING:
     from evomerge.verbs import Check, Outcome
@@ -65,8 +66,14 @@ def describe_check(found: "Check") -> str:
             f"time     about {seconds:.2g} s per trial"
             + ("" if count is None else f": {count} trials in about {_duration(count * seconds)}")
         )
+    if found.power is not None:
+        lines.append(f"shows    {found.power.sentence()}")
+    if public := found.published:
+        lines.append(f"note     {published_sentence(public)}")
     if found.base is not None:
         lines += [f"warning  {line}" for line in warnings(found.base.answers, None)]
+    if found.power is not None and (doubt := found.power.warning()) is not None:
+        lines.append(f"warning  {doubt}")
     return "\n".join(lines)
 
 
@@ -142,20 +149,14 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     lines += [f"of {count} trials: {remark}" for remark, count in remarks.most_common(5)]
     for record in [record for record in report.records if record.failure][:5]:
         lines.append(f"failed: {record.name}: {record.failure}")
+    if report.plateau is not None:
+        lines += ["", report.plateau.sentence()]
     if report.front:
         lines += ["", *front_lines(report)]
     if report.verdict is not None:
         names = {record.number: record.name for record in report.records}
-        sentence = report.verdict.sentence(
-            names[report.verdict.winner], names[report.verdict.opponent]
-        )
-        lines += [
-            "",
-            sentence,
-            f"Optimism: its score on the search documents is {report.verdict.optimism_text()} "
-            "from that on the holdout.",
-            *(limit.sentence() for limit in report.limits),
-        ]
+        lines += ["", *report.verdict.lines(names)]
+        lines += [limit.sentence() for limit in report.limits]
         if doubts := report.warnings(report.by_number[report.verdict.winner]):
             lines += ["But the winner's score is in doubt:", *(f"  {doubt}" for doubt in doubts)]
     return "\n".join(lines)

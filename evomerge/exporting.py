@@ -21,8 +21,8 @@ from evomerge.methods.compiled import choose_pass
 from evomerge.model_card import SAMPLES, model_card
 from evomerge.recipe import BASE, Recipe
 from evomerge.scoring.scorecard import read_documents
-from evomerge.searching.finalists import rank
 from evomerge.searching.front import knee_of, pareto_front
+from evomerge.searching.ranking import rank
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import find_study, read_goal

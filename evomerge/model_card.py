@@ -12,7 +12,7 @@ from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import HOLDOUT, holdout_answers, read_verdict, score_warnings
 from evomerge.searching.front_verdict import read_front
 from evomerge.searching.record import TrialRecord, base_of
-from evomerge.searching.study import TASKS
+from evomerge.searching.study import PUBLISHED, TASKS, published_sentence
 
 SAMPLES = "search_documents.json"
 """File beside the card: task -> numbers of the documents that the trial was scored on."""
@@ -98,13 +98,9 @@ def _scores(
     lines = ["## Scores", ""]
     verdict = read_verdict(attributes)
     if verdict is not None and verdict.winner == record.number:
-        names = (by_number[n].name for n in (verdict.winner, verdict.opponent))
-        lines += [
-            verdict.sentence(*names) + " Measured on holdout documents, which the search never "
-            f"saw; its score on the search documents was {verdict.optimism_text()} from that "
-            "there.",
-            "",
-        ]
+        lines += ["Measured on holdout documents, which the search never saw:", ""]
+        names = {number: each.name for number, each in by_number.items()}
+        lines += [*(f"- {line}" for line in verdict.lines(names)), ""]
     front = read_front(attributes)
     if front is not None and record.number in front.members:
         known = {number: one.name for number, one in by_number.items()}
@@ -116,6 +112,8 @@ def _scores(
             *(f"- {sentence}" for sentence in front.sentences(known)),
             "",
         ]
+    if public := attributes.get(PUBLISHED):
+        lines += [f"It was {published_sentence(public)}.", ""]
     if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):
         lines += ["These scores are in doubt:", "", *(f"- {doubt}" for doubt in doubts), ""]
     for title, rows in (

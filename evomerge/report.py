@@ -20,7 +20,6 @@ from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import (
     holdout_answers,
     holdout_metrics,
-    rank,
     read_verdict,
     score_warnings,
 )
@@ -29,6 +28,8 @@ from evomerge.searching.front_verdict import FrontVerdict, read_front
 from evomerge.searching.guidance import GUIDANCE
 from evomerge.searching.holdout_limits import HeldLimit, read_limits
 from evomerge.searching.objective import UNIT_NAMES, Goal
+from evomerge.searching.plateau import PLATEAU, Plateau, read_plateau
+from evomerge.searching.ranking import rank
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.references import REFERENCES
 from evomerge.searching.run_folder import RunFolder
@@ -48,6 +49,8 @@ class RunReport:
     holdout_answers: Mapping[int, Answers]
     """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
+    plateau: Plateau | None
+    """The one that the search is on, or was at its end."""
     front_verdict: FrontVerdict | None
     """What takes its place with several objectives."""
     limits: Sequence[HeldLimit]
@@ -209,6 +212,7 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         holdout=holdout,
         holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
+        plateau=read_plateau(attributes.get(PLATEAU)),
         guidance=attributes.get(GUIDANCE),
         front_verdict=read_front(attributes),
         limits=read_limits(attributes),
@@ -296,6 +300,10 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             ha="right",
             va="bottom",
         )
+    if report.plateau is not None:
+        axes.axvspan(
+            report.plateau.since, numbers[-1], color="tab:gray", alpha=0.15, label="plateau"
+        )
     axes.set(
         xlabel="trial",
         ylabel=f"{UNIT_NAMES[unit]} on the search documents",
@@ -369,6 +377,25 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
         xlabel=UNIT_NAMES[report.goal.points.unit],
         xlim=(1.15 * min(0.0, *values), 1.15 * max(0.0, *values)),
     )
+    if report.verdict is not None:
+        place = [number for number, _ in ordered].index(report.verdict.winner)
+        _draw_verdict(axes, report, report.verdict, place)
+
+
+def _draw_verdict(axes: Any, report: RunReport, verdict: Verdict, place: int) -> None:
+    """The conclusion in the title, and the interval of the gain across the winner's bar, counted
+    from the best baseline's end; place: of that bar."""
+    axes.set_title(f"Holdout documents: {verdict.conclusion}")
+    low, high = verdict.gain.low, verdict.gain.high
+    if verdict.winner == verdict.opponent or low is None or high is None:
+        return
+    rival = 100 * report.goal.points.value(report.holdout[verdict.opponent])
+    ends = [rival + 100 * low, rival + 100 * high]
+    name = report.by_number[verdict.opponent].name
+    label = f"95% interval of the gain over {name}, from its score"
+    axes.plot(ends, [place, place], color="black", marker="|", label=label)
+    axes.axvline(rival, color="black", linestyle=":", linewidth=0.8)
+    axes.legend(loc="lower right")
 
 
 def _locked(lock: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,7 @@ from evomerge.going_on import (
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
+from evomerge.scorers import published
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
@@ -37,7 +38,10 @@ from evomerge.searching.front_verdict import FrontVerdict, decide_front
 from evomerge.searching.guidance import Guide
 from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
+from evomerge.searching.intervals import Scored
 from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.plateau import PLATEAU, PlateauWatch
+from evomerge.searching.power import Power, deviations, power
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.references import REFERENCES, with_references
@@ -53,6 +57,7 @@ from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
     IDENTITY,
+    PUBLISHED,
     TASKS,
     carry_over,
     differences,
@@ -61,6 +66,7 @@ from evomerge.searching.study import (
     finished,
     note,
     open_study,
+    published_sentence,
     take_up_interrupted,
     write_goal,
 )
@@ -118,6 +124,10 @@ class Check:
     budget: Budget
     base: Scorecard | None
     """Of the probe's few documents; None without a probe."""
+    published: Mapping[str, str]
+    """Task -> the public test set that its documents are from, in words."""
+    power: Power | None
+    """Which gains the documents show; None where nothing is known of their noise."""
 
     def seconds_per_candidate(self) -> float | None:
         """To make a candidate of the whole model with the slowest method; None without a probe."""
@@ -215,7 +225,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
     bench = prepare(loaded, HashCache(loaded.output() / "hashes.json"))
     distributions = bench.space.distributions()
     budget = _budget(loaded.config.budget)
-    base, merging, scoring = _probe(bench) if probe else (None, None, None)
+    base, plain, merging, scoring = _probe(bench) if probe else (None, None, None, None)
     return Check(
         bench=bench,
         parameters=len(distributions),
@@ -225,6 +235,8 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
         throughput=_throughput(bench) if probe else (),
         budget=budget,
         base=base,
+        published=published(bench.scorer),
+        power=_power(bench, None if base is None or plain is None else (base, plain)),
     )
 
 
@@ -288,6 +300,10 @@ def _run(
     study.sampler = SpaceSampler(inner, distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
+    public = published(bench.scorer)
+    if public and PUBLISHED not in study.user_attrs:
+        log.info("%s", published_sentence(public))
+    study.set_user_attr(PUBLISHED, public)
     off = bench.guiding()
     guiding = "along the gradient" if off is None else f"off: {off}"
     guide = None
@@ -332,12 +348,18 @@ def _run(
     for record in known:
         progress.add(record, earlier=True)
     base = base_of(known)
+    watch = PlateauWatch(folder, goal, known, study.user_attrs.get(PLATEAU))
+    progress.plateau = watch.plateau
 
     def on_trial(record: TrialRecord) -> None:
         nonlocal base
         base = base or base_of([record])
         progress.goal = loop.goal
         progress.add(record)
+        watch.goal = loop.goal
+        if watch.add(record):
+            _tell_plateau(study, watch)
+        progress.plateau = watch.plateau
         log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, loop.goal))
         if doubts := score_warnings(record, base, {}):
             log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
@@ -366,6 +388,7 @@ def _run(
         evaluate=evaluate,
         budget=budget,
         on_trial=on_trial,
+        enough=lambda: config.stop_on_plateau and watch.plateau is not None,
     )
     enqueue_further_baselines(study, bench)
     on_progress(progress, None)
@@ -379,6 +402,7 @@ def _run(
             evaluate,
             stop_asked=lambda: loop.stop_asked,
         )
+    study.set_user_attr(PLATEAU, watch.to_json())  # by now of more trials
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
@@ -393,6 +417,13 @@ def _run(
     if verdict is not None:
         check_limits(study, folder, loop.goal, [verdict.winner], config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
+
+
+def _tell_plateau(study: optuna.Study, watch: PlateauWatch) -> None:
+    """Says, and keeps, that the search came onto a plateau, or left one."""
+    study.set_user_attr(PLATEAU, watch.to_json())
+    left = "the plateau is left: candidates differ by more than noise again"
+    log.info("%s", left if watch.plateau is None else watch.plateau.sentence())
 
 
 def _keep_budget(bench: Bench, study: optuna.Study) -> None:
@@ -449,19 +480,41 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     )
 
 
-def _probe(bench: Bench) -> tuple[Scorecard, float, float]:
-    """The base's scores on a few documents, then the seconds to make one candidate, and to score it
-    on the search documents, extrapolated from these few. What comes first pays for first reads and,
-    of every method, for compiling."""
+def _probe(bench: Bench) -> tuple[Scorecard, Scorecard, float, float]:
+    """The scores of the base and of a plain merge on a few documents, then the seconds to make one
+    candidate, and to score it on the search documents, extrapolated from these few. What comes
+    first pays for first reads and, of every method, for compiling."""
     few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
     plain = baselines(bench.template)
     first, second = (plain[f"task_arithmetic {scale:g}"] for scale in SCALES[:2])
     evaluate = evaluator(bench)
     base, _ = evaluate(plain[BASE], few)
-    evaluate(first, {task: numbers[:1] for task, numbers in few.items()})
+    merged, _ = evaluate(first, few)
     _, seconds = evaluate(second, few, kinds=bench.goal.trial_kinds)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
-    return base, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
+    return base, merged, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
+
+
+def _power(bench: Bench, cards: tuple[Scorecard, Scorecard] | None) -> Power | None:
+    """What the documents can show, from the noise between two candidates, or from a bound of it."""
+    objective = bench.goal.points
+    pair = None
+    if cards is not None:
+        first, second = (
+            Scored(metrics=objective.metrics(card), documents=card.per_document) for card in cards
+        )
+        pair = first, second
+    noise = deviations(objective, pair)
+    if noise is None:
+        return None
+    return power(
+        noise,
+        objective.shares(),
+        {task: len(split.search) for task, split in bench.splits.items()},
+        {task: len(split.holdout) for task, split in bench.splits.items()},
+        bench.loaded.config.finalist_count(),
+        probed=pair is not None,
+    )
 
 
 def _free_name(path: Path) -> Path:

@@ -25,7 +25,7 @@ from evomerge.scoring.generator import Generator
 from evomerge.scoring.gradient import Differentiable, SmoothTerms
 from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
-from evomerge.scoring.loading import load_tasks, refuse_code
+from evomerge.scoring.loading import load_tasks, public_test_set, refuse_code
 from evomerge.scoring.means import known_numbers, refuse_unknown
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
@@ -73,6 +73,8 @@ class Harness:
             tokenizer, budget=budget, max_length=max_length, generator=generator
         )
         """That of the live model; other scorers may share it."""
+        self.published: dict[str, str] = {}
+        """Task -> the public test set that its documents are from, in words."""
         self._kept_tokens: KeptTokens | None = None
         self._kept_names: dict[str, str] = {}
         managers: dict[Path | None, TaskManager] = {}
@@ -91,6 +93,8 @@ class Harness:
             )
             self._tasks[request.name] = prepare_task(request, tasks)
             self._extractions[request.name] = Extraction(self._tasks[request.name])
+            if (words := public_test_set(request, tasks)) is not None:
+                self.published[request.name] = words
             if kept_name is not None:
                 self._kept_names[request.name] = kept_name
             self._smooth[request.name] = SmoothScores(

@@ -24,6 +24,11 @@ class Scorers:
         self._part_of: dict[str, Scorer] = {task: known[task] for task in order or known}
 
     @property
+    def parts(self) -> tuple[Scorer, ...]:
+        """The scorers, each once."""
+        return tuple({id(part): part for part in self._part_of.values()}.values())
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks of all parts."""
         return tuple(self._part_of)
@@ -47,7 +52,7 @@ class Scorers:
 
     def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
         """Part after part."""
-        for part in {id(part): part for part in self._part_of.values()}.values():
+        for part in self.parts:
             own = {n: numbers for n, numbers in documents.items() if self._part_of[n] is part}
             if own:
                 yield from part.smooth_terms(model, own, tokens=tokens)

@@ -1,8 +1,9 @@
 """The end of a run with several objectives: the front on documents that the search never saw.
 
 The front is chosen on the search documents. On the holdout, for each objective, its best member
-there is compared with the baseline that does best, with the paired interval of a single objective's
-verdict; and it is counted which members no finalist or baseline dominates there.
+there is compared with the baseline that does best, with the interval of a single objective's
+verdict, for all members at once; and it is counted which members no finalist or baseline dominates
+there.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,11 @@ from evomerge.scoring.scorecard import from_json
 from evomerge.searching.finalists import holdout_metrics, scored_on_holdout
 from evomerge.searching.front import front_of, knee_of, pareto_front
 from evomerge.searching.holdout_limits import check_limits
+from evomerge.searching.intervals import Gain, gains_over_best
 from evomerge.searching.objective import Goal
 from evomerge.searching.record import read_trials
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.verdict import Gain, Verdict, paired_gain
+from evomerge.searching.verdict import Verdict, verdict_from_json
 
 FRONT = "front"
 """Study attribute: what `decide_front` found."""
@@ -77,7 +79,14 @@ def decide_front(
         verdicts[name] = Verdict(
             winner=winner,
             opponent=opponent,
-            gain=paired_gain(scored[winner], scored[opponent], points, seed),
+            gain=Gain(value=0.0, low=0.0, high=0.0, unit=points.unit)
+            if opponent == winner
+            else gains_over_best(
+                [scored[winner], *(scored[r.number] for r in members if r.number != winner)],
+                [scored[number] for number in rivals],
+                points,
+                seed,
+            )[0],
             optimism=on_search[winner][place] - there[place],
             optimism_unit=goal.split(goal.judged)[name].unit,
         )
@@ -106,8 +115,5 @@ def read_front(attributes: Mapping[str, Any]) -> FrontVerdict | None:
         members=tuple(stored["members"]),
         knee=stored["knee"],
         held=tuple(stored["held"]),
-        verdicts={
-            name: Verdict(**{**row, "gain": Gain(**row["gain"])})
-            for name, row in stored["verdicts"].items()
-        },
+        verdicts={name: verdict_from_json(row) for name, row in stored["verdicts"].items()},
     )

@@ -13,10 +13,10 @@ import optuna
 from evomerge.recipe import BASE
 from evomerge.searching.constraints import Constraint
 from evomerge.searching.finalists import scored_on_holdout
+from evomerge.searching.intervals import Scored, paired_gain
 from evomerge.searching.objective import Goal, Objective, Target
 from evomerge.searching.record import read_trials
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.verdict import Scored, paired_gain
 
 LIMITS = "limits_on_holdout"
 """Study attribute: what `check_limits` found of the winner."""

@@ -129,6 +129,8 @@ class Loop:
     on_trial: Callable[[TrialRecord], None] = lambda record: None
     on_refusal: Callable[[str], None] = lambda reason: None
     """Told why no trial can be stopped early from now on."""
+    enough: Callable[[], bool] = lambda: False
+    """Asked before every trial: whether the search ends before its budget is spent."""
     sources: tuple[str, ...] = ()
     """Names of the sources, whose scores may decide what values are."""
     constrained: Documents = field(default_factory=dict)
@@ -151,7 +153,7 @@ class Loop:
         done = len(finished(self.study))
         documents = sum(record.scored for record in read_trials(self.study))
         failures = repeats = 0
-        while not self.stop_asked and not self.budget.spent(done, documents):
+        while not (self.stop_asked or self.budget.spent(done, documents) or self.enough()):
             record = self._trial()
             done += 1
             documents += record.scored

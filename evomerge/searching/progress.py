@@ -9,6 +9,7 @@ from evomerge.searching.constraints import broken_text
 from evomerge.searching.front import front_of
 from evomerge.searching.loop import Budget
 from evomerge.searching.objective import Goal, amount
+from evomerge.searching.plateau import Plateau
 from evomerge.searching.record import TrialRecord
 
 
@@ -33,6 +34,7 @@ class Progress:
     """With several objectives: of what is climbed, by the first, best first."""
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
+    plateau: Plateau | None = None
     _here: int = 0
     _documents_here: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -100,6 +102,8 @@ class Progress:
         if self.pruned:
             share = 100 * mean(self.shares) if self.shares else 100.0
             words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
+        if self.plateau is not None:
+            words.append(self.plateau.short())
         if self.infeasible:
             words.append(f"{self.infeasible} break constraints")
         if self.failed:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from evomerge.scoring.scorecard import DocumentScores, Metric
 from evomerge.scoring.scorer import Documents
+from evomerge.searching.intervals import is_mean
 from evomerge.searching.objective import Objective, amount
-from evomerge.searching.verdict import is_mean
 
 Reason = Literal["race", "halving"]
 Scores = Mapping[str, DocumentScores]
@@ -110,8 +110,12 @@ class Stop:
     sentence: str
 
 
-def difference(scores: Scores, incumbent: Incumbent, objective: Objective) -> Difference | None:
+def difference(
+    scores: Scores, incumbent: Incumbent, objective: Objective, *, beyond: bool = False
+) -> Difference | None:
     """The paired difference to the incumbent; None before every task has two documents.
+
+    beyond: of all documents that there may be; the error then does not vanish with the last one.
 
     Documents without a value (NaN) do not count. In the standard error one more document is
     imagined, which speaks for the candidate as strongly as any seen so far speaks for either:
@@ -134,8 +138,19 @@ def difference(scores: Scores, incumbent: Incumbent, objective: Objective) -> Di
         mean = gains.mean()
         squares = ((gains - mean) ** 2).sum() + (np.abs(gains).max() - mean) ** 2
         value += share * mean
-        variance += share**2 * squares / (seen * (seen - 1)) * max(0.0, 1 - seen / total)
+        unseen = 1.0 if beyond else max(0.0, 1 - seen / total)
+        variance += share**2 * squares / (seen * (seen - 1)) * unseen
     return Difference(value=float(value), error=sqrt(variance))
+
+
+def refusal(incumbent: Incumbent, objective: Objective) -> str | None:
+    """Why nothing can be told from a part of the documents; None where it can."""
+    for task in objective.shares():
+        metric = objective.targets[task].metric
+        values = np.array(incumbent.scores[task].values[metric], dtype=np.float64)
+        if not is_mean(values[~np.isnan(values)], incumbent.metrics[task]):
+            return f"{metric} of task {task!r} is not a mean over documents"
+    return None
 
 
 class Racing:
@@ -163,12 +178,7 @@ class Racing:
 
     def refusal(self, incumbent: Incumbent) -> str | None:
         """Why nothing can be told from a part of the documents; None where it can."""
-        for task in self.objective.shares():
-            metric = self.objective.targets[task].metric
-            values = np.array(incumbent.scores[task].values[metric], dtype=np.float64)
-            if not is_mean(values[~np.isnan(values)], incumbent.metrics[task]):
-                return f"{metric} of task {task!r} is not a mean over documents"
-        return None
+        return refusal(incumbent, self.objective)
 
     def falls_behind(self, rung: int, scores: Scores, incumbent: Incumbent) -> bool:
         """Whether a trial is not among the best 1/η of all that reached the rung, itself included.

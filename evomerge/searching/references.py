@@ -21,10 +21,10 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.recipe import BASE
 from evomerge.scoring.scorecard import from_json, read_documents
 from evomerge.searching.constraints import Constraint, LimitKind
+from evomerge.searching.intervals import Scored, is_mean
 from evomerge.searching.objective import Goal, Normalise, Objective, Scale
 from evomerge.searching.record import BASELINE, RESULT
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.verdict import Scored, is_mean
 
 REFERENCES = "references"
 """Study attribute: scales by kind, the base's metrics under constraint, and notes in words."""

@@ -7,7 +7,7 @@ from evomerge.errors import UserError
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, MERGED, Model, Recipe, Rule
 from evomerge.searching.equal_weights import without_absent
-from evomerge.searching.finalists import rank
+from evomerge.searching.ranking import rank
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import find_study, read_goal

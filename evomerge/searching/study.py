@@ -39,6 +39,9 @@ HISTORY = "history"
 TASKS = "tasks"
 """Study attribute: task -> how it is asked: folder, num_fewshot, chat_template, dtype, ..."""
 
+PUBLISHED = "published"
+"""Study attribute: task -> the public test set that its documents are from, in words."""
+
 BATCH_TOKENS = "batch_tokens"
 """Study attribute: tokens in a forward pass, found at the first start or configured."""
 
@@ -80,6 +83,15 @@ def read_goal(attributes: Mapping[str, Any]) -> Goal:
     constraints = tuple(Constraint(**row) for row in attributes.get(CONSTRAINTS, ()))
     goal = Goal(points=Objective(targets=targets), constraints=constraints, **facts)
     return with_references(goal, attributes.get(REFERENCES))
+
+
+def published_sentence(published: Mapping[str, str]) -> str:
+    """Which tasks are public test sets, and what that means; of at least one."""
+    names = ", ".join(f"{task} ({words})" for task, words in published.items())
+    return (
+        f"searched on public test sets: {names}; on these, the winner's scores do not compare "
+        "with those of models that were not chosen by them"
+    )
 
 
 def note(study: optuna.Study, name: str, text: str) -> None:

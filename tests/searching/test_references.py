@@ -12,11 +12,11 @@ from optuna.trial import TrialState
 from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.scorecard import DocumentScores, Metric
 from evomerge.searching.constraints import Constraint, check_measured, violations
+from evomerge.searching.intervals import Scored, paired_gain
 from evomerge.searching.objective import Objective, Scale, Target
 from evomerge.searching.racing import EarlyStopping, Incumbent, Racing, difference
 from evomerge.searching.references import choose_normalisation, make_constraints, scales_of
 from evomerge.searching.samplers import SAMPLERS, SpaceSampler
-from evomerge.searching.verdict import Scored, paired_gain
 
 ACC, BITS = "acc,none", "bits_per_byte,none"
 POINTS = Objective(
