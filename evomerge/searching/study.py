@@ -25,6 +25,7 @@ from evomerge.searching.record import (
     RECIPE,
     RESULT,
     RETRY_OF,
+    read_trial,
 )
 from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import STUDY, RunFolder
@@ -174,7 +175,9 @@ def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
             continue
         if not trial.state.is_finished():
             return None
-        values[name] = trial.values[0] if trial.values else values.get(name)
+        record = read_trial(trial)
+        value = record.estimate if record.value is None else record.value
+        values[name] = values.get(name) if value is None else value
     return values
 
 
