@@ -106,7 +106,7 @@ def test_a_kill_loses_no_pruned_trial(small: Small) -> None:
 
 
 def test_both_climbs_the_smooth_metrics_and_chooses_by_the_tasks_own(small: Small) -> None:
-    outcome = search(small("objective: both\nsampler: random\n", trials=24))
+    outcome = search(small("objective: both\nguide: none\nsampler: random\n", trials=24))
     report = read_run(outcome.folder)
     assert outcome.verdict is not None
     leaders = sorted((r for r in report.records), key=lambda r: -(r.value or 0.0))
@@ -137,7 +137,7 @@ def test_both_climbs_the_smooth_metrics_and_chooses_by_the_tasks_own(small: Smal
 def test_multiple_choice_has_its_points_from_the_passes_of_the_smooth_metric(
     small: Small,
 ) -> None:
-    config = small("objective: both\nsampler: random\n", trials=16)
+    config = small("objective: both\nguide: none\nsampler: random\n", trials=16)
     lines = config.read_text().splitlines(keepends=True)
     config.write_text("".join(line for line in lines if not line.startswith("  past: {f")))
     report = read_run(search(config).folder)

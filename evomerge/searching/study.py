@@ -25,6 +25,7 @@ from evomerge.searching.record import (
     RECIPE,
     RESULT,
     RETRY_OF,
+    read_trial,
 )
 from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import STUDY, RunFolder
@@ -165,7 +166,8 @@ def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str,
 
 
 def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
-    """Name -> value of every baseline, None where it failed; None while one has not ended."""
+    """Name -> value of every baseline, or its estimate, None where it failed; None while one has
+    not ended."""
     values: dict[str, float | None] = {}
     for trial in study.get_trials(deepcopy=False):
         name = trial.user_attrs.get(BASELINE)
@@ -173,8 +175,9 @@ def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
             continue
         if not trial.state.is_finished():
             return None
-        complete = trial.state == TrialState.COMPLETE
-        values[name] = trial.values[0] if complete else values.get(name)
+        record = read_trial(trial)
+        value = record.estimate if record.value is None else record.value
+        values[name] = values.get(name) if value is None else value
     return values
 
 
