@@ -263,6 +263,9 @@ def export(
     run: Run,
     out: Out,
     trial: Annotated[int | None, typer.Option(help="This trial instead of the winner.")] = None,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="With several objectives: the knee of the front.")
+    ] = False,
     as_adapter: AsAdapter = None,
     force: Force = False,
     storage: Storage = None,
@@ -275,13 +278,14 @@ def export(
         from evomerge.exporting import recipe_of_run
 
         if as_adapter is not None:
-            chosen = recipe_of_run(run, trial, storage)
+            chosen = recipe_of_run(run, trial, storage, knee=knee)
             _write_adapter(chosen, out, as_adapter, force, trust_remote_code)
             return
         folder = write(
             run,
             out,
             trial=trial,
+            knee=knee,
             force=force,
             storage=storage,
             device=device,
@@ -338,7 +342,12 @@ def _messages() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-_SPOKEN = ("evomerge.verbs", "evomerge.searching.finalists", "evomerge.methods.compiled")
+_SPOKEN = (
+    "evomerge.verbs",
+    "evomerge.going_on",
+    "evomerge.searching.finalists",
+    "evomerge.methods.compiled",
+)
 
 
 @contextmanager

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.architectures import LAYER_PARTS, PARTS
+from evomerge.config_objectives import ConstraintConfig, ObjectivesField, objective_problems
 from evomerge.config_tasks import TaskConfig, task_problems
 from evomerge.config_values import (
     read_clock,
     read_depth,
     read_known,
     read_lines,
+    read_list,
     read_model,
     read_parts,
     read_range,
@@ -32,7 +34,8 @@ from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
 from evomerge.searching.groups import Depth, Ends
-from evomerge.searching.objective import GoalKind
+from evomerge.searching.guidance import GuideKind
+from evomerge.searching.objective import GoalKind, Normalise
 from evomerge.searching.racing import EarlyStopping
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.stacks import Order
@@ -88,6 +91,7 @@ class SpaceConfig:
     ranges: RangesField = field(default_factory=dict)
     overrides: tuple[OverrideConfig, ...] = ()
     lines: Annotated[Any, BeforeValidator(read_lines)] = None
+    switch_off: bool = False
     stack: StackConfig | None = None
 
     def cut(self) -> tuple[Depth, tuple[tuple[str, ...], ...], Ends]:
@@ -161,11 +165,17 @@ class SearchConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     objective: GoalKind | None = None
+    normalise: Literal["auto"] | Normalise = "auto"
+    objectives: ObjectivesField = field(default_factory=dict)
+    constraints: dict[str, ConstraintConfig] = field(default_factory=dict)
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
     )
+    guide: GuideKind = "gradient"
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
-    finalists: Count = 3
+    start_from: Annotated[tuple[Path, ...], BeforeValidator(read_list)] = ()
+    finalists: Count | None = None
+    stop_on_plateau: bool = False
     seed: int = 0
     dtype: DType | None = None
     vocabulary: str = BASE
@@ -179,6 +189,11 @@ class SearchConfig:
     trust_remote_code: bool = False
     allow_code: bool = False
     generation: Literal["own", "vllm"] = "own"
+
+    def finalist_count(self) -> int:
+        """How many are scored on the holdout beside the baselines; of several objectives, at most
+        so many of the front."""
+        return self.finalists or (12 if self.objectives else 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +254,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{BASE!r} and {MERGED!r}"
             )
     problems += _stack_problems(config)
+    problems += objective_problems(config.objectives, config.constraints, config.tasks)
     if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
         hint = did_you_mean(config.vocabulary, known)
         problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
@@ -252,6 +268,11 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{count} source"
             )
     problems += _calibration_problems(config, folder)
+    problems += [
+        f"start_from: {path} is not there; expected the run folder of a search, or a recipe.yaml"
+        for path in config.start_from
+        if not (folder / path).exists()
+    ]
     for name, task in config.tasks.items():
         problems += task_problems(name, task or TaskConfig(), folder)
     if config.generation == "vllm" and (config.space.stack or config.device == "spread"):

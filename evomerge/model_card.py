@@ -10,8 +10,9 @@ import yaml
 from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import HOLDOUT, holdout_answers, read_verdict, score_warnings
+from evomerge.searching.front_verdict import read_front
 from evomerge.searching.record import TrialRecord, base_of
-from evomerge.searching.study import TASKS
+from evomerge.searching.study import PUBLISHED, TASKS, published_sentence
 
 SAMPLES = "search_documents.json"
 """File beside the card: task -> numbers of the documents that the trial was scored on."""
@@ -97,13 +98,22 @@ def _scores(
     lines = ["## Scores", ""]
     verdict = read_verdict(attributes)
     if verdict is not None and verdict.winner == record.number:
-        names = (by_number[n].name for n in (verdict.winner, verdict.opponent))
+        lines += ["Measured on holdout documents, which the search never saw:", ""]
+        names = {number: each.name for number, each in by_number.items()}
+        lines += [*(f"- {line}" for line in verdict.lines(names)), ""]
+    front = read_front(attributes)
+    if front is not None and record.number in front.members:
+        known = {number: one.name for number, one in by_number.items()}
         lines += [
-            verdict.sentence(*names) + " Measured on holdout documents, which the search never "
-            f"saw; its score on the search documents was {verdict.optimism_text()} from that "
-            "there.",
+            f"It is {'the knee' if record.number == front.knee else 'one'} of a Pareto front of "
+            f"{len(front.members)} merges between {', '.join(front.verdicts)}. Measured on holdout "
+            "documents, which the search never saw:",
+            "",
+            *(f"- {sentence}" for sentence in front.sentences(known)),
             "",
         ]
+    if public := attributes.get(PUBLISHED):
+        lines += [f"It was {published_sentence(public)}.", ""]
     if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):
         lines += ["These scores are in doubt:", "", *(f"- {doubt}" for doubt in doubts), ""]
     for title, rows in (

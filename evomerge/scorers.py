@@ -55,6 +55,13 @@ def tasks_of(loaded: LoadedConfig, kind: str | None = None) -> dict[str, TaskCon
     return {name: task for name, task in tasks.items() if kind in (None, task.kind)}
 
 
+def published(scorer: Scorer) -> dict[str, str]:
+    """Task -> the public test set that its documents are from, in words; without the others."""
+    parts = scorer.parts if isinstance(scorer, Scorers) else (scorer,)
+    own = [part.published for part in parts if isinstance(part, Harness)]
+    return {task: words for found in own for task, words in found.items()}
+
+
 def requests(loaded: LoadedConfig) -> list[TaskRequest]:
     """What is asked of lm-eval."""
     return [

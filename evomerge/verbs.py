@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,22 +18,46 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.environment import environment
 from evomerge.errors import UserError
 from evomerge.files import write_text
+from evomerge.going_on import (
+    Starts,
+    enqueue_further_baselines,
+    known_scores,
+    plain_baselines,
+    read_starts,
+    reused,
+    take_up_starts,
+)
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
+from evomerge.scorers import published
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
+from evomerge.searching.front_verdict import FrontVerdict, decide_front
+from evomerge.searching.guidance import Guide
+from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
+from evomerge.searching.intervals import Scored
 from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.plateau import PLATEAU, PlateauWatch
+from evomerge.searching.power import Power, deviations, power
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
+from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import RunFolder, Side
-from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.samplers import (
+    NO_CATEGORIES,
+    ONE_OBJECTIVE,
+    SAMPLERS,
+    SpaceSampler,
+    choose_sampler,
+)
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
     IDENTITY,
+    PUBLISHED,
     TASKS,
     carry_over,
     differences,
@@ -42,6 +66,7 @@ from evomerge.searching.study import (
     finished,
     note,
     open_study,
+    published_sentence,
     take_up_interrupted,
     write_goal,
 )
@@ -62,6 +87,9 @@ _COMPARABLE = (
     "code",
     "generation",
     "objective",
+    "normalise",
+    "objectives",
+    "constraints",
 )
 
 
@@ -71,7 +99,9 @@ class Outcome:
 
     folder: Path
     verdict: Verdict | None
-    """None where the search was stopped before its budget was spent."""
+    """None where the search was stopped before its budget was spent, or has several objectives."""
+    front: FrontVerdict | None = None
+    """What takes its place with several objectives."""
     stopped: bool
     storage: str | None
     """URL of the study, where it is not in the folder."""
@@ -94,6 +124,10 @@ class Check:
     budget: Budget
     base: Scorecard | None
     """Of the probe's few documents; None without a probe."""
+    published: Mapping[str, str]
+    """Task -> the public test set that its documents are from, in words."""
+    power: Power | None
+    """Which gains the documents show; None where nothing is known of their noise."""
 
     def seconds_per_candidate(self) -> float | None:
         """To make a candidate of the whole model with the slowest method; None without a probe."""
@@ -135,17 +169,20 @@ def search(
         storage = folder.storage(loaded.config.storage)
         old = find_study(storage)
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
-            study = open_study(storage, identity(bench))
-            return _run(bench, study, folder, loaded.config.storage, limits, on_progress)
+            starts = read_starts(bench, old)
+            study = open_study(storage, identity(bench), bench.goal.parts)
+            return _run(bench, study, folder, loaded.config.storage, limits, on_progress, starts)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
-        new = open_study(new_folder.storage(None), identity(bench))
         log.info("fork of %s: a new run in %s", folder.path, beside)
         known, given = old.user_attrs[IDENTITY], identity(bench)
-        if all(known.get(key) == given.get(key) for key in _COMPARABLE):
+        comparable = all(known.get(key) == given.get(key) for key in _COMPARABLE)
+        starts = read_starts(bench, None, before=None if comparable else folder.path)
+        new = open_study(new_folder.storage(None), given, bench.goal.parts)
+        if comparable:
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
-        return _run(bench, new, new_folder, None, limits, on_progress)
+        return _run(bench, new, new_folder, None, limits, on_progress, starts)
 
 
 def score(
@@ -188,7 +225,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
     bench = prepare(loaded, HashCache(loaded.output() / "hashes.json"))
     distributions = bench.space.distributions()
     budget = _budget(loaded.config.budget)
-    base, merging, scoring = _probe(bench) if probe else (None, None, None)
+    base, plain, merging, scoring = _probe(bench) if probe else (None, None, None, None)
     return Check(
         bench=bench,
         parameters=len(distributions),
@@ -198,6 +235,8 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
         throughput=_throughput(bench) if probe else (),
         budget=budget,
         base=base,
+        published=published(bench.scorer),
+        power=_power(bench, None if base is None or plain is None else (base, plain)),
     )
 
 
@@ -241,6 +280,7 @@ def _run(
     storage: str | None,
     limits: BudgetConfig,
     on_progress: OnProgress,
+    starts: Starts,
 ) -> Outcome:
     """Trials until the budget is spent, then the holdout and the verdict."""
     config = bench.loaded.config
@@ -250,8 +290,9 @@ def _run(
     back = take_up_interrupted(study)
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
-    plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
+    plain = plain_baselines(bench) | take_up_starts(study, starts)
     enqueue_baselines(study, bench.space, plain)
+    scores = known_scores(bench, study)
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
@@ -259,6 +300,21 @@ def _run(
     study.sampler = SpaceSampler(inner, distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
+    public = published(bench.scorer)
+    if public and PUBLISHED not in study.user_attrs:
+        log.info("%s", published_sentence(public))
+    study.set_user_attr(PUBLISHED, public)
+    off = bench.guiding()
+    guiding = "along the gradient" if off is None else f"off: {off}"
+    guide = None
+    if off is None:
+        guide = Guide(
+            study=study,
+            space=bench.space,
+            goal=bench.goal,
+            folder=folder,
+            documents={t: bench.documents("search")[t] for t in bench.goal.points.shares()},
+        )
     start = {
         **environment(),
         "sampler": sampler,
@@ -267,33 +323,51 @@ def _run(
         "memory": bench.memory.sentence(),
         "merging": bench.pass_reason,
         "objective": f"{bench.goal.kind}: {bench.goal.reason}",
+        "normalise": f"{bench.goal.normalise}: {bench.goal.normalise_reason}",
+        "constraints": [constraint.sentence() for constraint in bench.goal.constraints],
         "early stopping": bench.stopping(),
+        "guidance": guiding,
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
     log.info("objective %s: %s", bench.goal.kind, bench.goal.reason)
+    log.info("normalise %s: %s", bench.goal.normalise, bench.goal.normalise_reason)
+    for constraint in bench.goal.constraints:
+        log.info("constraint: %s", constraint.sentence())
     log.info("early stopping: %s", bench.stopping())
+    log.info("guidance: %s", guiding)
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
-    evaluate = evaluator(bench, folder.statistics)
+    made = evaluator(bench, folder.statistics)
+    evaluate = reused(bench, made, scores)
     _keep_budget(bench, study)
-    progress = Progress(budget=budget, goal=bench.goal)
+    goal = with_references(bench.goal, study.user_attrs.get(REFERENCES))
+    progress = Progress(budget=budget, goal=goal)
     known = read_trials(study)
     for record in known:
         progress.add(record, earlier=True)
     base = base_of(known)
+    watch = PlateauWatch(folder, goal, known, study.user_attrs.get(PLATEAU))
+    progress.plateau = watch.plateau
 
     def on_trial(record: TrialRecord) -> None:
         nonlocal base
         base = base or base_of([record])
+        progress.goal = loop.goal
         progress.add(record)
-        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
+        watch.goal = loop.goal
+        if watch.add(record):
+            _tell_plateau(study, watch)
+        progress.plateau = watch.plateau
+        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, loop.goal))
         if doubts := score_warnings(record, base, {}):
             log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
         if record.remarks:
             # Where memory ran out, the next start begins with what was enough.
             study.set_user_attr(BATCH_TOKENS, bench.budget.tokens)
+        if record.baseline is not None:
+            enqueue_further_baselines(study, bench)
         on_progress(progress, record)
 
     def on_refusal(reason: str) -> None:
@@ -303,30 +377,53 @@ def _run(
     loop = Loop(
         study=study,
         space=bench.space,
-        goal=bench.goal,
+        goal=goal,
+        sources=tuple(bench.template.sources),
+        constrained={c.task: bench.documents("search")[c.task] for c in goal.constraints},
         racing=bench.racing(),
+        guide=guide,
+        differentiate=made.gradient,
         on_refusal=on_refusal,
         folder=folder,
         evaluate=evaluate,
         budget=budget,
         on_trial=on_trial,
+        enough=lambda: config.stop_on_plateau and watch.plateau is not None,
     )
+    enqueue_further_baselines(study, bench)
     on_progress(progress, None)
     with on_interrupt(loop.stop):
         loop.run()
         score_finalists(
             study,
             folder,
-            bench.goal,
-            config.finalists,
+            loop.goal,
+            config.finalist_count(),
             evaluate,
             stop_asked=lambda: loop.stop_asked,
         )
+    study.set_user_attr(PLATEAU, watch.to_json())  # by now of more trials
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
-    verdict = decide(study, folder, bench.goal, config.seed)
+    if not loop.goal.settled:
+        log.warning("the budget ended before base and sources were scored: no trial has a value")
+    if loop.goal.several:
+        front = decide_front(study, folder, loop.goal, config.seed)
+        return Outcome(
+            folder=folder.path, verdict=None, front=front, stopped=False, storage=storage
+        )
+    verdict = decide(study, folder, loop.goal, config.seed)
+    if verdict is not None:
+        check_limits(study, folder, loop.goal, [verdict.winner], config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
+
+
+def _tell_plateau(study: optuna.Study, watch: PlateauWatch) -> None:
+    """Says, and keeps, that the search came onto a plateau, or left one."""
+    study.set_user_attr(PLATEAU, watch.to_json())
+    left = "the plateau is left: candidates differ by more than noise again"
+    log.info("%s", left if watch.plateau is None else watch.plateau.sentence())
 
 
 def _keep_budget(bench: Bench, study: optuna.Study) -> None:
@@ -357,12 +454,19 @@ def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
-        return choose_sampler(distributions, budget.full_trials(_trial_documents(bench)))
+        trials = budget.full_trials(_trial_documents(bench))
+        return choose_sampler(distributions, trials, max(1, len(bench.goal.parts)))
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     if name in NO_CATEGORIES and categories:
         raise UserError(
             f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
             f"{', '.join(categories[:3])}; use tpe, or one method"
+        )
+    if name in ONE_OBJECTIVE and bench.goal.several:
+        others = ", ".join(known for known in SAMPLERS if known not in ONE_OBJECTIVE)
+        raise UserError(
+            f"{bench.loaded.file}: sampler: {name} climbs a single objective, and there are "
+            f"{len(bench.goal.parts)}; use auto, or one of {others}"
         )
     return name, "as configured"
 
@@ -376,19 +480,41 @@ def _throughput(bench: Bench) -> tuple[Throughput, ...]:
     )
 
 
-def _probe(bench: Bench) -> tuple[Scorecard, float, float]:
-    """The base's scores on a few documents, then the seconds to make one candidate, and to score it
-    on the search documents, extrapolated from these few. What comes first pays for first reads and,
-    of every method, for compiling."""
+def _probe(bench: Bench) -> tuple[Scorecard, Scorecard, float, float]:
+    """The scores of the base and of a plain merge on a few documents, then the seconds to make one
+    candidate, and to score it on the search documents, extrapolated from these few. What comes
+    first pays for first reads and, of every method, for compiling."""
     few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
     plain = baselines(bench.template)
     first, second = (plain[f"task_arithmetic {scale:g}"] for scale in SCALES[:2])
     evaluate = evaluator(bench)
     base, _ = evaluate(plain[BASE], few)
-    evaluate(first, {task: numbers[:1] for task, numbers in few.items()})
+    merged, _ = evaluate(first, few)
     _, seconds = evaluate(second, few, kinds=bench.goal.trial_kinds)
     share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
-    return base, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
+    return base, merged, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
+
+
+def _power(bench: Bench, cards: tuple[Scorecard, Scorecard] | None) -> Power | None:
+    """What the documents can show, from the noise between two candidates, or from a bound of it."""
+    objective = bench.goal.points
+    pair = None
+    if cards is not None:
+        first, second = (
+            Scored(metrics=objective.metrics(card), documents=card.per_document) for card in cards
+        )
+        pair = first, second
+    noise = deviations(objective, pair)
+    if noise is None:
+        return None
+    return power(
+        noise,
+        objective.shares(),
+        {task: len(split.search) for task, split in bench.splits.items()},
+        {task: len(split.holdout) for task, split in bench.splits.items()},
+        bench.loaded.config.finalist_count(),
+        probed=pair is not None,
+    )
 
 
 def _free_name(path: Path) -> Path:

@@ -26,7 +26,7 @@ def test_no_trial_starts_once_the_documents_are_spent_and_a_resume_counts_them(
     small: Small,
 ) -> None:
     lines: list[str] = []
-    config = with_documents(small("sampler: random\n"), 400)
+    config = with_documents(small("sampler: random\nguide: none\n"), 400)
     found = search(config, on_progress=lambda progress, record: lines.append(progress.line()))
     report = read_run(found.folder)
     in_trials = [int(line.partition(" · ")[2].partition("/400 documents")[0]) for line in lines]

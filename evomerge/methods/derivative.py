@@ -21,8 +21,8 @@ _STEP = 1e-4
 _CHUNK = {"cpu": 2**16, "cuda": 2**22}
 """Elements at a time; of each some thirty numbers are held."""
 
-Slope = float | tuple[float, ...]
-"""∂L/∂p, in the form of the parameter: one number, or one per source."""
+Slopes = Mapping[str, tuple[float, ...]]
+"""∂L/∂p by the name of a parameter: one number, or one per source."""
 
 
 def smooth_parameters(method: Method) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def slopes(
     sources: tuple[torch.Tensor, ...],
     parameters: Mapping[str, Value],
     statistics: Statistics,
-) -> dict[str, Slope]:
+) -> Slopes:
     """∂L/∂p of every smooth parameter.
 
     gradient: ∂L/∂w, of the operands' shape and device, any floating type. parameters: from
@@ -48,15 +48,13 @@ def slopes(
     """
     scalars = method.coefficients(parameters, statistics)
     inner = _inner_products(method, gradient, base, sources, parameters, statistics, scalars)
-    found: dict[str, Slope] = {}
+    found = {}
     for name in smooth_parameters(method):
         value = parameters[name]
-        numbers = value if isinstance(value, tuple) else (float(value),)
-        each = tuple(
+        found[name] = tuple(
             _along(method, parameters, statistics, name, place, inner)
-            for place in range(len(numbers))
+            for place in range(len(value) if isinstance(value, tuple) else 1)
         )
-        found[name] = each if isinstance(value, tuple) else each[0]
     return found
 
 

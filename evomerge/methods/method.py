@@ -196,6 +196,9 @@ class Method:
     aids: Aids | None = None
     matrix: Matrix | None = None
     solve: Solve | None = None
+    zero_is_absent: bool = False
+    """Whether a source of weight 0 leaves no trace: the result is that without it, bit by bit but
+    for the sign of zeros."""
     needs: frozenset[Need] = frozenset()
     """Which statistics it asks for; `mask`: the keys of random masks."""
 

@@ -22,9 +22,10 @@ from evomerge.scoring.answers import Generated, examine
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.extraction import Extraction
 from evomerge.scoring.generator import Generator
+from evomerge.scoring.gradient import Differentiable, SmoothTerms
 from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
-from evomerge.scoring.loading import load_tasks, refuse_code
+from evomerge.scoring.loading import load_tasks, public_test_set, refuse_code
 from evomerge.scoring.means import known_numbers, refuse_unknown
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
@@ -72,6 +73,8 @@ class Harness:
             tokenizer, budget=budget, max_length=max_length, generator=generator
         )
         """That of the live model; other scorers may share it."""
+        self.published: dict[str, str] = {}
+        """Task -> the public test set that its documents are from, in words."""
         self._kept_tokens: KeptTokens | None = None
         self._kept_names: dict[str, str] = {}
         managers: dict[Path | None, TaskManager] = {}
@@ -90,6 +93,8 @@ class Harness:
             )
             self._tasks[request.name] = prepare_task(request, tasks)
             self._extractions[request.name] = Extraction(self._tasks[request.name])
+            if (words := public_test_set(request, tasks)) is not None:
+                self.published[request.name] = words
             if kept_name is not None:
                 self._kept_names[request.name] = kept_name
             self._smooth[request.name] = SmoothScores(
@@ -134,6 +139,24 @@ class Harness:
             kinds,
             kept_tokens=self._kept_tokens,
         )
+
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+        """See `Scorer`."""
+        language_model = self.language_models.start(model)
+        found = []
+        for name, numbers in documents.items():
+            smooth = self._smooth[name]
+            for number in numbers:
+                texts = smooth.references(number) or tuple(
+                    request.args for request in self._tasks[name].documents[number].requests
+                )
+                counts = [language_model.encoder.count(*text) for text in texts]
+                score = smooth.differentiable(number, counts)
+                if score is None:
+                    continue
+                encoded = tuple(language_model.encoder.pairs(*text) for text in texts)
+                found.append(Differentiable(place=(name, number), texts=encoded, score=score))
+        return language_model.smooth_terms(found, tokens=tokens)
 
     def _read_tokens(self, model: LanguageModel) -> KeptTokens:
         tasks = {

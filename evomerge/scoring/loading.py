@@ -23,6 +23,8 @@ from evomerge.scoring.tasks import TaskRequest
 _LOG = logging.getLogger(__name__)
 # What simple_evaluate seeds before it loads tasks, some of which shuffle their documents.
 _PYTHON_SEED, _NUMPY_SEED, _TORCH_SEED = 0, 1234, 1234
+_FILE_FORMATS = {"json", "csv", "text", "parquet", "arrow", "pandas", "xml", "webdataset"}
+"""Names under which `datasets` reads local files."""
 _NO_CONNECTION = {
     *("ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "TimeoutException"),
     *("ProxyError", "MaxRetryError", "gaierror", "OfflineModeIsEnabled", "LocalEntryNotFoundError"),
@@ -70,6 +72,22 @@ def load_tasks(
             raise _not_loaded(request, error) from error
     kept = [name for name in names if name is not None]
     return tasks, combine(*kept) if len(kept) == len(names) else None
+
+
+def public_test_set(request: TaskRequest, tasks: Sequence[Any]) -> str | None:
+    """In words, the public test set that the documents of a request are from; None: of none.
+
+    That is every task that comes with lm-eval, and one of a local folder whose documents are the
+    test split of a data set on the hub.
+    """
+    if request.folder is None:
+        return "a task that comes with lm-eval"
+    for task in tasks:
+        source = str(task.config.dataset_path or "")
+        local = source in _FILE_FORMATS or (request.folder / source).exists()
+        if source and not local and task.has_test_docs():
+            return f"{source}, split {task.config.test_split}"
+    return None
 
 
 def refuse_code(path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import reduce
 
 from torch import nn
 
+from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.means import refuse_unknown
 from evomerge.scoring.scorecard import DocumentScores, Scorecard, joined
 from evomerge.scoring.scorer import KINDS, Documents, Kind, Scorer, Scoring
@@ -21,6 +22,11 @@ class Scorers:
     def __init__(self, parts: Iterable[Scorer], order: Sequence[str] | None = None) -> None:
         known = {task: part for part in parts for task in part.tasks}
         self._part_of: dict[str, Scorer] = {task: known[task] for task in order or known}
+
+    @property
+    def parts(self) -> tuple[Scorer, ...]:
+        """The scorers, each once."""
+        return tuple({id(part): part for part in self._part_of.values()}.values())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -43,6 +49,13 @@ class Scorers:
         """Begins to score the weights that `model` holds now, with every part."""
         started = {id(part): part.start(model, kinds) for part in self._part_of.values()}
         return ScoringOfSeveral({t: started[id(part)] for t, part in self._part_of.items()})
+
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+        """Part after part."""
+        for part in self.parts:
+            own = {n: numbers for n, numbers in documents.items() if self._part_of[n] is part}
+            if own:
+                yield from part.smooth_terms(model, own, tokens=tokens)
 
 
 class ScoringOfSeveral:

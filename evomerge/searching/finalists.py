@@ -1,8 +1,8 @@
 """The end of a run: finalists and baselines on the holdout documents, and the verdict."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -17,41 +17,19 @@ from evomerge.scoring.scorecard import (
     to_json,
     write_documents,
 )
+from evomerge.searching.intervals import Gain, Scored, gains_by_task, gains_over_best
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective
+from evomerge.searching.ranking import choose_finalists, rank
 from evomerge.searching.record import POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.verdict import Gain, Scored, Verdict, paired_gain
+from evomerge.searching.verdict import Verdict, verdict_from_json
 
 log = logging.getLogger(__name__)
 
 HOLDOUT = "holdout"
 """Prefix of study attributes: `holdout:12` has the metrics of trial 12."""
 VERDICT = "verdict"
-
-
-def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
-    """Complete trials of distinct weights, the best on the search documents first.
-
-    For the goal `both`, leaders and baselines whose points are known come first, best points
-    first, equal ones by the smooth value; then the others by the smooth value.
-    """
-    distinct: dict[str | None, TrialRecord] = {}
-    for record in records:
-        if record.value is not None:
-            distinct.setdefault(record.fingerprint, record)
-    ranked = sorted(distinct.values(), key=lambda r: -(r.value or 0.0))
-    if goal.kind != "both":
-        return ranked
-    points = {
-        record.number: goal.points.value_of(record.metrics)
-        for place, record in enumerate(ranked)
-        if place < goal.leaders or record.baseline is not None
-    }
-    known = {number: value for number, value in points.items() if value is not None}
-    judged = [record for record in ranked if record.number in known]
-    judged.sort(key=lambda record: -known[record.number])  # stable: equal ones stay by value
-    return [*judged, *(record for record in ranked if record.number not in known)]
 
 
 def score_finalists(
@@ -71,7 +49,7 @@ def score_finalists(
             return
         log.info("metrics of a leader: %s", record.name)
         score_points(study, folder, record, evaluate)
-    for record in to_score(study, count, goal):
+    for record in to_score(study, folder, count, goal):
         if stop_asked():
             return
         log.info("holdout: %s", record.name)
@@ -83,7 +61,7 @@ def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:
     if goal.kind != "both":
         return []
     tried = {key for key in study.user_attrs if key.startswith(f"{POINTS}:")}
-    smooth = Goal(kind="smooth", points=goal.points)
+    smooth = replace(goal, kind="smooth")
     return [
         record
         for record in rank(read_trials(study), smooth)[: goal.leaders]
@@ -106,18 +84,19 @@ def score_points(
     later = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
-        "documents": count_documents(scorecard.per_document, ["metric"]),
+        "documents": count_documents(scorecard, ["metric"]),
         "seconds": dict(seconds),
     }
     study.set_user_attr(name, later)
 
 
-def to_score(study: optuna.Study, count: int, goal: Goal) -> list[TrialRecord]:
-    """The best `count` trials and every baseline, as far as the holdout has not seen them."""
+def to_score(study: optuna.Study, folder: RunFolder, count: int, goal: Goal) -> list[TrialRecord]:
+    """The finalists (of several objectives: from the front) and every baseline, as far as the
+    holdout has not seen them."""
     records = read_trials(study)
     seen = holdout_metrics(study.user_attrs)
     baselines = [r for r in records if r.baseline is not None and r.value is not None]
-    wanted = {r.number: r for r in (*rank(records, goal)[:count], *baselines)}
+    wanted = {r.number: r for r in (*choose_finalists(records, goal, folder, count), *baselines)}
     return [record for record in wanted.values() if record.number not in seen]
 
 
@@ -189,37 +168,62 @@ def scored_on_holdout(
 
 
 def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Verdict | None:
-    """The verdict, recorded in the study; None where nothing could be scored on the holdout."""
+    """The verdict, recorded in the study; None where nothing could be scored on the holdout.
+
+    Every candidate that the holdout has seen counts as a finalist in the intervals, also those of
+    an earlier end of the same run.
+    """
     records = {record.number: record for record in read_trials(study)}
     scored = scored_on_holdout(study, folder, goal.points)
     ranked = [record for record in rank(list(records.values()), goal) if record.number in scored]
     rivals = [number for number in scored if records[number].baseline is not None]
+    rivals = [number for number in rivals if records[number].feasible] or rivals
     if not ranked or not rivals:
         return None
     winner = ranked[0]
-    opponent = max(rivals, key=lambda number: goal.points.value(scored[number].metrics))
-    if winner.baseline is not None:
-        opponent = winner.number
-    # Like with like: what the winner was chosen by, on either side.
+    finalists = list(dict.fromkeys((winner.number, *(n for n in scored if n not in rivals))))
+
+    def over_best(others: list[int]) -> Gain:
+        own, beside = ([scored[number] for number in some] for some in (finalists, others))
+        return gains_over_best(own, beside, goal.points, seed)[0]
+
+    def best(some: list[int]) -> int:
+        return max(some, key=lambda number: goal.points.value(scored[number].metrics))
+
+    # A baseline that was the best on the search documents is compared with sources alone.
+    opponent = best(rivals) if winner.baseline is None else winner.number
+    singles = [n for n in rivals if records[n].baseline in records[n].recipe.sources]
+    source = best(singles) if singles and winner.number not in singles else None
+    nothing = Gain(value=0.0, low=0.0, high=0.0, unit=goal.points.unit)
+    verdict = Verdict(
+        winner=winner.number,
+        opponent=opponent,
+        gain=nothing if opponent == winner.number else over_best(rivals),
+        optimism=_optimism(study, winner, goal),
+        optimism_unit=goal.judged.unit,
+        score=goal.points.value(scored[winner.number].metrics),
+        source=source,
+        source_gain=None if source is None else over_best(singles),
+        tasks={}
+        if opponent == winner.number
+        else gains_by_task(scored[winner.number], scored[opponent], goal.points, seed),
+        comparisons=(len(finalists), len(rivals)),
+    )
+    study.set_user_attr(VERDICT, verdict.to_json())
+    return verdict
+
+
+def _optimism(study: optuna.Study, winner: TrialRecord, goal: Goal) -> float:
+    """Like with like: what the winner was chosen by, on either side."""
     on_search = goal.judged.value_of(winner.metrics)
     held = from_json(holdout_metrics(study.user_attrs)[winner.number])
     on_holdout = goal.judged.value_of(held)
     assert on_search is not None  # it was ranked by this
     assert on_holdout is not None  # and scored on goal.holdout_kinds
-    verdict = Verdict(
-        winner=winner.number,
-        opponent=opponent,
-        gain=paired_gain(scored[winner.number], scored[opponent], goal.points, seed),
-        optimism=on_search - on_holdout,
-        optimism_unit=goal.judged.unit,
-    )
-    study.set_user_attr(VERDICT, asdict(verdict))
-    return verdict
+    return on_search - on_holdout
 
 
 def read_verdict(attributes: Mapping[str, Any]) -> Verdict | None:
     """The verdict that `decide` recorded; None before a run's end."""
     stored = attributes.get(VERDICT)
-    if stored is None:
-        return None
-    return Verdict(**{**stored, "gain": Gain(**stored["gain"])})
+    return None if stored is None else verdict_from_json(stored)

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from evomerge.scoring.scorecard import DocumentScores, Metric
 from evomerge.scoring.scorer import Documents
+from evomerge.searching.intervals import is_mean
 from evomerge.searching.objective import Objective, amount
-from evomerge.searching.verdict import is_mean
 
 Reason = Literal["race", "halving"]
 Scores = Mapping[str, DocumentScores]
@@ -110,8 +110,12 @@ class Stop:
     sentence: str
 
 
-def difference(scores: Scores, incumbent: Incumbent, objective: Objective) -> Difference | None:
+def difference(
+    scores: Scores, incumbent: Incumbent, objective: Objective, *, beyond: bool = False
+) -> Difference | None:
     """The paired difference to the incumbent; None before every task has two documents.
+
+    beyond: of all documents that there may be; the error then does not vanish with the last one.
 
     Documents without a value (NaN) do not count. In the standard error one more document is
     imagined, which speaks for the candidate as strongly as any seen so far speaks for either:
@@ -126,7 +130,7 @@ def difference(scores: Scores, incumbent: Incumbent, objective: Objective) -> Di
         # Rounded like the kept scores: equal ones must differ by nothing.
         own = np.array(scores[task].values[name], dtype=np.float32).astype(np.float64)
         others = np.array(theirs.values[name], dtype=np.float64)
-        gains = _sign(incumbent.metrics[task]) * (own - others[places])
+        gains = objective.slope(incumbent.metrics[task]) * (own - others[places])
         gains = gains[~np.isnan(gains)]
         seen, total = len(gains), int((~np.isnan(others)).sum())
         if seen < 2:
@@ -134,8 +138,19 @@ def difference(scores: Scores, incumbent: Incumbent, objective: Objective) -> Di
         mean = gains.mean()
         squares = ((gains - mean) ** 2).sum() + (np.abs(gains).max() - mean) ** 2
         value += share * mean
-        variance += share**2 * squares / (seen * (seen - 1)) * max(0.0, 1 - seen / total)
+        unseen = 1.0 if beyond else max(0.0, 1 - seen / total)
+        variance += share**2 * squares / (seen * (seen - 1)) * unseen
     return Difference(value=float(value), error=sqrt(variance))
+
+
+def refusal(incumbent: Incumbent, objective: Objective) -> str | None:
+    """Why nothing can be told from a part of the documents; None where it can."""
+    for task in objective.shares():
+        metric = objective.targets[task].metric
+        values = np.array(incumbent.scores[task].values[metric], dtype=np.float64)
+        if not is_mean(values[~np.isnan(values)], incumbent.metrics[task]):
+            return f"{metric} of task {task!r} is not a mean over documents"
+    return None
 
 
 class Racing:
@@ -163,11 +178,7 @@ class Racing:
 
     def refusal(self, incumbent: Incumbent) -> str | None:
         """Why nothing can be told from a part of the documents; None where it can."""
-        for task, target in self.objective.targets.items():
-            values = np.array(incumbent.scores[task].values[target.metric], dtype=np.float64)
-            if not is_mean(values[~np.isnan(values)], incumbent.metrics[task]):
-                return f"{target.metric} of task {task!r} is not a mean over documents"
-        return None
+        return refusal(incumbent, self.objective)
 
     def falls_behind(self, rung: int, scores: Scores, incumbent: Incumbent) -> bool:
         """Whether a trial is not among the best 1/η of all that reached the rung, itself included.
@@ -198,7 +209,7 @@ class Racing:
                 return None
             values: Any = scores[task].values[self.objective.targets[task].metric]
             chosen = np.array(values, dtype=np.float32).astype(np.float64)[places]
-            total += share * _sign(metrics[task]) * float(np.nanmean(chosen))
+            total += share * self.objective.scaled(metrics[task], float(np.nanmean(chosen)))
         return total
 
 
@@ -244,7 +255,3 @@ class Race:
             share=seen / total,
             sentence=sentence,
         )
-
-
-def _sign(metric: Metric) -> float:
-    return 1.0 if metric.higher_is_better else -1.0

@@ -39,8 +39,8 @@ from evomerge.checkpoints.hashes import HashCache
 from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.recipe import Recipe
 from evomerge.report import read_run
-from evomerge.searching.finalists import rank
 from evomerge.searching.objective import Goal
+from evomerge.searching.ranking import rank
 from evomerge.searching.record import TrialRecord, read_trial
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.space import SearchSpace

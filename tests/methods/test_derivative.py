@@ -53,9 +53,9 @@ def test_slopes_are_the_differences(method: Method, shape: tuple[int, ...]) -> N
     found = slopes(method, gradient, operands[0], tuple(operands[1:]), parameters, statistics)
     assert set(found) == set(smooth_parameters(method))
     for (name, place), difference in differences.items():
-        slope = found[name]
-        got = slope[place] if isinstance(slope, tuple) else slope
-        assert got == pytest.approx(float((difference * gradient).sum()), rel=1e-3, abs=1e-2), name
+        assert found[name][place] == pytest.approx(
+            float((difference * gradient).sum()), rel=1e-3, abs=1e-2
+        ), name
 
 
 def test_task_arithmetic_is_an_inner_product_with_a_task_vector() -> None:

@@ -4,12 +4,14 @@ A sampler is made anew for every process, from a seed that depends on the trials
 it knows, it reads from the study's finished trials.
 """
 
+import warnings
 from collections.abc import Callable, Container, Mapping
 from copy import copy
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -30,6 +32,12 @@ def _nsga2(seed: int) -> BaseSampler:
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
 
 
+def _nsga3(seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.samplers.NSGAIIISampler(seed=seed, population_size=20)
+
+
 def _random(seed: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
@@ -39,23 +47,46 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": _tpe,
     "gp": _gp,
     "nsga2": _nsga2,
+    "nsga3": _nsga3,
     "random": _random,
 }
 NO_CATEGORIES = ("cma_es",)
 """Samplers that cannot propose categories."""
 
 
-def choose_sampler(space: Mapping[str, BaseDistribution], trials: int | None) -> tuple[str, str]:
-    """(name, reason) of the sampler that suits a space and a budget.
+ONE_OBJECTIVE = ("cma_es",)
+"""Samplers that climb a single objective."""
+
+
+def choose_sampler(
+    space: Mapping[str, BaseDistribution], trials: int | None, objectives: int = 1
+) -> tuple[str, str]:
+    """(name, reason) of the sampler that suits a space, a budget and a number of objectives.
 
     Categories: TPE. Numbers alone: a Gaussian process while its model is affordable (30 numbers,
-    100 trials), CMA-ES beyond.
+    100 trials), CMA-ES beyond. Several objectives: a Gaussian process for two or three, 30 numbers
+    and 250 trials; TPE for categories and as many trials; beyond NSGA-II, and NSGA-III for four
+    objectives or more.
     """
+    if objectives > 1:
+        return _choose_for_several(space, trials, objectives)
     if any(isinstance(kind, CategoricalDistribution) for kind in space.values()):
         return "tpe", "the space has categories"
     if len(space) <= 30 and trials is not None and trials <= 100:
         return "gp", f"{len(space)} numbers and {trials} trials are few enough for its model"
     return "cma_es", f"{len(space)} numbers without categories"
+
+
+def _choose_for_several(
+    space: Mapping[str, BaseDistribution], trials: int | None, objectives: int
+) -> tuple[str, str]:
+    few = trials is not None and trials <= 250
+    words = f"{objectives} objectives, {trials or 'any number of'} trials"
+    if few and any(isinstance(kind, CategoricalDistribution) for kind in space.values()):
+        return "tpe", f"{words}, and the space has categories"
+    if few and objectives <= 3 and len(space) <= 30:
+        return "gp", f"{words} and {len(space)} numbers are few enough for its model"
+    return ("nsga2" if objectives <= 3 else "nsga3"), f"{words}, {len(space)} parameters"
 
 
 class SpaceSampler(BaseSampler):
@@ -111,12 +142,18 @@ class _TrialsInside(optuna.Study):
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        trials = map(_as_complete, super()._get_trials(deepcopy, None, use_cache))
+        trials = [_as_complete(t) for t in super()._get_trials(deepcopy, None, use_cache)]
+        # Under constraints, Optuna's samplers fail on trials that do not say how they keep them:
+        # pruned ones, where the metric under constraint was not scored yet.
+        limits = max((set(trial.constraints) for trial in trials), key=len, default=set[str]())
         return [
             trial
             for trial in trials
             if (states is None or trial.state in states)
-            and (not trial.state.is_finished() or self._names <= trial.params.keys())
+            and (
+                not trial.state.is_finished()
+                or (self._names <= trial.params.keys() and set(trial.constraints) == limits)
+            )
         ]
 
 

@@ -2,6 +2,10 @@
 
 Its state is rebuilt from the study's finished trials, generation by generation, so nothing but
 plain numbers is stored: a resume, and every further process, goes on with the same distribution.
+
+Under constraints, candidates that keep all limits rank before those that break one, and these by
+how much they break (Deb 2000, doi 10.1016/S0045-7825(99)00389-8). Only ranks within a generation
+count.
 """
 
 from collections.abc import Sequence
@@ -21,6 +25,8 @@ _SEPARABLE = 60  # parameters above which the covariance matrix is kept diagonal
 _STEP = 1 / 6  # initial standard deviation, as a share of each range
 
 Vector = NDArray[np.float64]
+Loss = tuple[float, float]
+"""By how much limits are broken, all together; and the loss where they are equally broken."""
 
 
 class CmaEsSampler(BaseSampler):
@@ -51,7 +57,7 @@ class CmaEsSampler(BaseSampler):
         told = [
             (
                 (np.array([past.params[name] for name in box]) - low) / width,
-                sign * past.values[0],
+                (_broken(past), sign * past.values[0]),
                 past.system_attrs.get(GENERATION),
             )
             for past in finished
@@ -75,7 +81,7 @@ class CmaEsSampler(BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def _restore(
-        self, dimension: int, told: Sequence[tuple[Vector, float, int | None]]
+        self, dimension: int, told: Sequence[tuple[Vector, Loss, int | None]]
     ) -> CMA | SepCMA:
         """The optimiser after every full generation among (point, loss, generation)."""
         if self._optimiser is None:
@@ -90,7 +96,20 @@ class CmaEsSampler(BaseSampler):
             current = [(t[0], t[1]) for t in told if t[2] == optimiser.generation]
             if len(current) < optimiser.population_size:
                 return optimiser
-            optimiser.tell(current[: optimiser.population_size])
+            optimiser.tell(_ranked(current[: optimiser.population_size]))
+
+
+def _broken(trial: FrozenTrial) -> float:
+    return sum(max(0.0, amount) for amount in trial.constraints.values())
+
+
+def _ranked(generation: Sequence[tuple[Vector, Loss]]) -> list[tuple[Vector, float]]:
+    """With one number each: the loss itself where no limit is broken."""
+    worst = max((loss for _, (broken, loss) in generation if not broken), default=0.0)
+    order = sorted({loss for _, loss in generation if loss[0]})
+    return [
+        (point, worst + 1 + order.index(loss) if loss[0] else loss[1]) for point, loss in generation
+    ]
 
 
 def _on_grid(value: float, kind: FloatDistribution) -> float:
