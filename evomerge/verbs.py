@@ -46,7 +46,6 @@ from evomerge.searching.study import (
     write_goal,
 )
 from evomerge.searching.verdict import Verdict
-from evomerge.seeding import sampler_seed
 
 log = logging.getLogger(__name__)
 
@@ -256,8 +255,7 @@ def _run(
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
-    inner = SAMPLERS[sampler](sampler_seed(config.seed, 0, len(study.get_trials(deepcopy=False))))
-    study.sampler = SpaceSampler(inner, distributions)
+    study.sampler = SpaceSampler(SAMPLERS[sampler](config.seed), distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
     start = {

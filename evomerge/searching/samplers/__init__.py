@@ -1,11 +1,13 @@
 """The samplers, by the names that a configuration uses, and the rule behind `auto`.
 
-A sampler is made anew for every process, from a seed that depends on the trials so far: all that
-it knows, it reads from the study's finished trials.
+A sampler is made anew for every process: all that it knows, it reads from the study's finished
+trials, and its random numbers follow from the search's seed and the number of the trial. A search
+that was interrupted therefore goes on with the proposals that it would have made anyway.
 """
 
 from collections.abc import Callable, Container, Mapping
 from copy import copy
+from functools import partial
 from typing import Any
 
 import optuna
@@ -13,34 +15,27 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.searching.samplers.cma_es import CmaEsSampler
-
-_START_UP = 10  # trials that tpe and gp propose at random before they trust their model
-
-
-def _tpe(seed: int) -> BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_START_UP)
-
-
-def _gp(seed: int) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=_START_UP)
-
-
-def _nsga2(seed: int) -> BaseSampler:
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
-
-
-def _random(seed: int) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
-
+from evomerge.searching.samplers.catcma import CatCma
+from evomerge.searching.samplers.cma_es import CmaEs
+from evomerge.searching.samplers.coarse_to_fine import CoarseToFine
+from evomerge.searching.samplers.evolution_strategy import EvolutionStrategy
+from evomerge.searching.samplers.optunas import at_random, gp, nsga2, nsga3, tpe
+from evomerge.searching.samplers.replayed import Replayed
+from evomerge.searching.samplers.trust_region import TrustRegion
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "cma_es": CmaEsSampler,
-    "tpe": _tpe,
-    "gp": _gp,
-    "nsga2": _nsga2,
-    "random": _random,
+    "cma_es": partial(Replayed, "cma_es", CmaEs),
+    "catcma": partial(Replayed, "catcma", CatCma),
+    "evolution_strategy": partial(Replayed, "evolution_strategy", EvolutionStrategy),
+    "coarse_to_fine": partial(Replayed, "coarse_to_fine", CoarseToFine),
+    "trust_region": partial(Replayed, "trust_region", TrustRegion),
+    "tpe": tpe,
+    "gp": gp,
+    "nsga2": nsga2,
+    "nsga3": nsga3,
+    "random": at_random,
 }
+"""Name -> what makes the sampler from a search's seed."""
 NO_CATEGORIES = ("cma_es",)
 """Samplers that cannot propose categories."""
 
@@ -68,6 +63,7 @@ class SpaceSampler(BaseSampler):
     def __init__(self, inner: BaseSampler, space: Mapping[str, BaseDistribution]) -> None:
         self._inner = inner
         self._space = dict(space)
+        self._shown: dict[int, FrozenTrial | None] = {}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -80,7 +76,7 @@ class SpaceSampler(BaseSampler):
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        inside = _TrialsInside(study, self._space.keys())
+        inside = _TrialsInside(study, self._space.keys(), self._shown)
         return self._inner.sample_relative(inside, trial, search_space)
 
     def sample_independent(
@@ -90,7 +86,7 @@ class SpaceSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        inside = _TrialsInside(study, self._space.keys())
+        inside = _TrialsInside(study, self._space.keys(), self._shown)
         return self._inner.sample_independent(inside, trial, param_name, param_distribution)
 
 
@@ -101,9 +97,13 @@ class _TrialsInside(optuna.Study):
     Optuna ignore pruned trials, or take them for the worst.
     """
 
-    def __init__(self, study: optuna.Study, names: Any) -> None:
+    def __init__(
+        self, study: optuna.Study, names: Any, shown: dict[int, FrozenTrial | None]
+    ) -> None:
+        """shown: number -> how a finished trial is shown, None: not at all; grows."""
         super().__init__(study.study_name, study._storage, sampler=study.sampler)
         self._names = names
+        self._shown = shown
 
     def _get_trials(
         self,
@@ -111,13 +111,20 @@ class _TrialsInside(optuna.Study):
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        trials = map(_as_complete, super()._get_trials(deepcopy, None, use_cache))
+        shown = map(self._show, super()._get_trials(deepcopy, None, use_cache))
         return [
             trial
-            for trial in trials
-            if (states is None or trial.state in states)
-            and (not trial.state.is_finished() or self._names <= trial.params.keys())
+            for trial in shown
+            if trial is not None and (states is None or trial.state in states)
         ]
+
+    def _show(self, trial: FrozenTrial) -> FrozenTrial | None:
+        if not trial.state.is_finished():
+            return trial
+        if trial.number not in self._shown:
+            inside = self._names <= trial.params.keys()
+            self._shown[trial.number] = _as_complete(trial) if inside else None
+        return self._shown[trial.number]
 
 
 def _as_complete(trial: FrozenTrial) -> FrozenTrial:
