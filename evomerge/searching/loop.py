@@ -133,7 +133,8 @@ class Loop:
     def _trial(self) -> TrialRecord:
         start = time.perf_counter()
         trial = self.study.ask()
-        recipe = self._recipe(trial)
+        with self.folder.together():
+            recipe = self._recipe(trial)
         fingerprint = recipe.fingerprint()
         seconds = {"propose": time.perf_counter() - start}
         trial.set_user_attr(RECIPE, recipe.to_mapping())

@@ -13,7 +13,7 @@ from evomerge.methods.method import Parameter
 from evomerge.recipe import Model, Recipe
 from evomerge.searching.baselines import baselines
 from evomerge.searching.groups import Blocks, Cell, Depth, Knots, make_groups
-from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.samplers import choose_sampler
 from evomerge.searching.space import NotInSpace, SearchSpace
 
 LAYERS = 6
@@ -86,40 +86,6 @@ def test_baselines_in_the_space_are_encoded_and_others_refused() -> None:
     assert set(encoded.values()) == {0.5}
     with pytest.raises(NotInSpace, match="ties"):
         space.encode(plain["ties"])
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_works_beside_baselines_outside_the_space(name: str) -> None:
-    slow = name == "gp"  # seconds per proposal in a large space
-    space = SPACES[1] if slow or name in NO_CATEGORIES else SPACES[2]
-    trials = 13 if slow else 24
-    sampler = SpaceSampler(SAMPLERS[name](0), space.distributions())
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.tell(study.ask(), 0.1)  # a baseline without parameters
-    seen = set()
-    for number in range(trials):
-        trial = study.ask()
-        recipe = space.propose(trial)
-        seen.add(recipe.fingerprint())
-        assert set(trial.params) == set(space.distributions())
-        study.tell(trial, float(number % 7))
-    assert len(seen) == trials
-
-
-def test_cma_es_climbs_and_goes_on_after_a_restart() -> None:
-    space = SPACES[1]
-    study = optuna.create_study(direction="maximize")
-    for trials in (60, 60):  # the second half with a new sampler, as after a resume
-        study.sampler = SpaceSampler(SAMPLERS["cma_es"](len(study.trials)), space.distributions())
-        for _ in range(trials):
-            trial = study.ask()
-            space.propose(trial)
-            study.tell(trial, -sum((v - 0.8) ** 2 for v in trial.params.values()))
-    values = [trial.value or 0.0 for trial in study.trials]
-    assert sum(values[-20:]) > sum(values[:20]) / 2
-    generations = [t.system_attrs["cma_es:generation"] for t in study.trials]
-    assert generations == sorted(generations)
-    assert generations[-1] >= 8
 
 
 def test_automatic_choice_follows_the_space() -> None:
