@@ -18,6 +18,7 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.environment import environment
 from evomerge.errors import UserError
 from evomerge.files import write_text
+from evomerge.merging.norms import task_vector_norms
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
@@ -30,6 +31,8 @@ from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.space import SearchSpace
+from evomerge.searching.starts import enqueue_starts
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
@@ -252,6 +255,13 @@ def _run(
         log.info("%d interrupted trial(s) are taken up again", back)
     plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
     enqueue_baselines(study, bench.space, plain)
+    if isinstance(bench.space, SearchSpace):
+        names = tuple(bench.template.sources)
+        enqueue_starts(
+            study,
+            bench.space,
+            lambda cells: task_vector_norms(bench.models, cells, names, bench.device),
+        )
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()

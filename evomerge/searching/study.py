@@ -20,6 +20,7 @@ from evomerge.searching.record import (
     RECIPE,
     RESULT,
     RETRY_OF,
+    START,
 )
 from evomerge.searching.run_folder import STUDY, RunFolder
 from evomerge.searching.space import NotInSpace, Space
@@ -157,7 +158,11 @@ def take_up_interrupted(study: optuna.Study) -> int:
 
 
 def _put_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    kept = {name: trial.user_attrs[name] for name in (BASELINE, RECIPE) if name in trial.user_attrs}
+    kept = {
+        name: trial.user_attrs[name]
+        for name in (BASELINE, START, RECIPE)
+        if name in trial.user_attrs
+    }
     marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number}
     study.enqueue_trial(trial.params, user_attrs={**kept, **marks})
 
