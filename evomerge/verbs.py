@@ -195,7 +195,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
     return Check(
         bench=bench,
         parameters=len(distributions),
-        sampler=_sampler_choice(bench, budget),
+        sampler=_sampler_choice(bench),
         seconds_per_trial=None if merging is None or scoring is None else merging + scoring,
         seconds_of_merge=merging,
         throughput=_throughput(bench) if probe else (),
@@ -263,7 +263,7 @@ def _run(
             lambda cells: task_vector_norms(bench.models, cells, names, bench.device),
         )
     done = len(finished(study))
-    sampler, reason = _sampler_choice(bench, budget)
+    sampler, reason = _sampler_choice(bench)
     distributions = bench.space.distributions()
     study.sampler = SpaceSampler(SAMPLERS[sampler](config.seed), distributions)
     study.set_user_attr(TASKS, asked(bench))
@@ -352,17 +352,17 @@ def _budget(config: BudgetConfig) -> Budget:
     return Budget(trials=config.trial_limit(), deadline=config.deadline(datetime.now()))
 
 
-def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
+def _sampler_choice(bench: Bench) -> tuple[str, str]:
     """(name, reason); UserError for a sampler that cannot propose this space."""
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
-        return choose_sampler(distributions, budget.trials)
+        return choose_sampler(distributions)
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     if name in NO_CATEGORIES and categories:
         raise UserError(
             f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
-            f"{', '.join(categories[:3])}; use tpe, or one method"
+            f"{', '.join(categories[:3])}; use trust_region, catcma or tpe, or one method"
         )
     return name, "as configured"
 

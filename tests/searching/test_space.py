@@ -1,12 +1,12 @@
 """`encode` and `propose` are inverses; samplers see the whole space; groups cover the model."""
 
-from collections.abc import Callable
 from typing import Any
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution
 
 from evomerge.architectures import PARTS
 from evomerge.methods.method import Parameter
@@ -89,7 +89,9 @@ def test_baselines_in_the_space_are_encoded_and_others_refused() -> None:
 
 
 def test_automatic_choice_follows_the_space() -> None:
-    choose: Callable[..., tuple[str, str]] = choose_sampler
-    assert choose(SPACES[2].distributions(), 300)[0] == "tpe"
-    assert choose(SPACES[1].distributions(), 80)[0] == "gp"
-    assert choose(SPACES[1].distributions(), None)[0] == "cma_es"
+    assert choose_sampler(SPACES[1].distributions())[0] == "trust_region"
+    name, reason = choose_sampler(SPACES[2].distributions())
+    assert name == "trust_region"
+    assert "categories" in reason
+    only = {"method": CategoricalDistribution(("ties", "linear"))}
+    assert choose_sampler(only)[0] == "tpe"
