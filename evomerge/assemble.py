@@ -5,9 +5,7 @@ import hashlib
 import json
 import logging
 import math
-import time
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,14 @@ from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
-from evomerge.config import LoadedConfig
+from evomerge.config import LoadedConfig, SpaceConfig
 from evomerge.devices import choose_device, free_bytes
-from evomerge.errors import CandidateError, UserError
-from evomerge.merging.calibration import calibrate, calibrated_sources, check_text
+from evomerge.errors import UserError
+from evomerge.evaluator import Evaluator
+from evomerge.merging.calibration import calibrate, check_text
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, spread_memory
-from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
@@ -34,11 +32,10 @@ from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
 from evomerge.scorers import requests, scorer_of, sources, tasks_of
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.documents import Split, split_documents, stratified_blocks
-from evomerge.scoring.scorecard import Scorecard
-from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind, Scorer, score_blocks
-from evomerge.searching.loop import Evaluate
+from evomerge.scoring.scorer import Documents, Scorer
 from evomerge.searching.objective import Goal, Objective, Target, choose_goal
 from evomerge.searching.racing import EarlyStopping, Racing
+from evomerge.searching.references import choose_normalisation, make_constraints
 from evomerge.searching.run_folder import Side
 from evomerge.searching.space import Space
 from evomerge.searching.stacks import StackSpace
@@ -90,8 +87,24 @@ class Bench:
             return None
         return Racing(self.early_stopping, self.goal.climbed, blocks)
 
+    def guiding(self) -> str | None:
+        """Why there are no steps along the gradient; None: there are."""
+        if self.loaded.config.guide == "none":
+            return "as configured"
+        if self.goal.kind == "metric":
+            return f"the objective is the tasks' own metrics ({self.goal.reason})"
+        if self.goal.several:
+            return "of several objectives no single slope leads upwards"
+        if isinstance(self.space, StackSpace):
+            return "which layer stands where is no number"
+        if self.loaded.config.device == "spread":
+            return "the model is spread over devices"
+        return None
+
     def stopping(self) -> str:
         """Whether and when trials are given up, in words."""
+        if self.goal.several:
+            return "off: a trial that is behind in one of several objectives may lead in another"
         if self.early_stopping is None:
             return "off, as configured"
         documents = sum(map(len, self.documents("search").values()))
@@ -126,7 +139,10 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         for name, task in tasks_of(loaded).items()
     }
     targets = {
-        name: Target(metric=scorer.objective(name), weight=task.weight)
+        name: Target(
+            metric=scorer.objective(name),
+            weight=task.weight if _counts(name, config.objectives) else 0.0,
+        )
         for name, task in tasks_of(loaded).items()
     }
     template = _with_hashes(template, models, hashes)
@@ -141,11 +157,9 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         scorer=scorer,
         budget=budget,
         splits=splits,
-        goal=choose_goal(
-            config.objective, Objective(targets=targets), scorer.smooth, config.finalists
-        ),
+        goal=_goal(loaded, Objective(targets=targets), scorer),
         early_stopping=None
-        if config.early_stopping is None
+        if config.early_stopping is None or config.objectives
         else EarlyStopping(**dataclasses.asdict(config.early_stopping)),
         space=space,
         memory=MemoryPlan(
@@ -163,12 +177,31 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
     )
 
 
-def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
-    """Loads the live model and returns the function that makes and scores candidates in it.
+def _goal(loaded: LoadedConfig, points: Objective, scorer: Scorer) -> Goal:
+    config = loaded.config
+    goal = choose_goal(config.objective, points, scorer.smooth, config.finalist_count())
+    goal = dataclasses.replace(goal, parts=config.objectives)
+    objectives = goal.split(points).values() if goal.several else [points]
+    normalise, reason = choose_normalisation(config.normalise, objectives)
+    return dataclasses.replace(
+        goal,
+        normalise=normalise,
+        normalise_reason=reason,
+        constraints=make_constraints(
+            {name: limit.given() for name, limit in config.constraints.items()}, points
+        ),
+    )
 
-    statistics: the folder that keeps what is computed of tensors once per run. The function takes
-    a recipe, a side of the split or the documents to score, what is scored, and what is asked
-    after each block of them; it returns the scores and the seconds by phase (merge, model, metric).
+
+def _counts(task: str, objectives: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a task is part of an objective: all are, where there is one."""
+    return not objectives or any(task in tasks for tasks in objectives.values())
+
+
+def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
+    """Loads the live model and returns what makes and scores candidates in it.
+
+    statistics: the folder that keeps what is computed of tensors once per run.
     """
     config = bench.loaded.config
     hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
@@ -204,28 +237,15 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluate:
     )
     bench.models.hold(bench.memory.placement, workspace.devices)
     bench.budget.settle(workspace.model)
-
-    def evaluate(
-        recipe: Recipe,
-        documents: Documents | Side,
-        /,
-        *,
-        kinds: AbstractSet[Kind] = KINDS,
-        go_on: GoOn = lambda scores: True,
-    ) -> tuple[Scorecard, Mapping[str, float]]:
-        start = time.perf_counter()
-        try:
-            prepare_activations(recipe, calibrated_sources(recipe))
-            workspace.load(recipe)
-        except torch.OutOfMemoryError as error:
-            raise CandidateError(f"out of memory while merging: {error}") from error
-        wait_for(bench.device)
-        merged = time.perf_counter()
-        blocks = bench.blocks(documents) if isinstance(documents, str) else (documents,)
-        scorecard = score_blocks(bench.scorer, workspace.model, blocks, kinds=kinds, go_on=go_on)
-        return scorecard, {"merge": merged - start, **scorecard.seconds}
-
-    return evaluate
+    return Evaluator(
+        workspace=workspace,
+        models=bench.models,
+        scorer=bench.scorer,
+        device=bench.device,
+        blocks=bench.blocks,
+        calibrate=prepare_activations,
+        gradient_tokens=bench.budget.tokens,
+    )
 
 
 def identity(bench: Bench) -> dict[str, Any]:
@@ -248,7 +268,7 @@ def identity(bench: Bench) -> dict[str, Any]:
             for name, task in tasks_of(bench.loaded).items()
         },
         "documents": _plain(config.documents) | {"tasks": documents},
-        "space": _plain(config.space),
+        "space": _space(config.space),
         "starts": {name: recipe.fingerprint() for name, recipe in bench.space.starts().items()},
         "sampler": config.sampler,
         "seed": config.seed,
@@ -258,6 +278,13 @@ def identity(bench: Bench) -> dict[str, Any]:
         # Batches are filled within a block, and the last digits depend on them.
         "blocks": len(bench.blocks("search")),
     }
+    # Left out where they are as runs without them have it.
+    if bench.goal.normalise != "raw":
+        facts["normalise"] = bench.goal.normalise
+    if bench.goal.several:
+        facts["objectives"] = bench.goal.parts
+    if bench.goal.constraints:
+        facts["constraints"] = {each.task: each.sentence() for each in bench.goal.constraints}
     if bench.models.digest is not None:
         facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
     if bench.template.calibration is not None:
@@ -268,6 +295,10 @@ def identity(bench: Bench) -> dict[str, Any]:
         facts["generation"] = config.generation
     result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return result
+
+
+def _space(space: SpaceConfig) -> dict[str, Any]:
+    return _plain(space, without=() if space.switch_off else ("switch_off",))
 
 
 def asked(bench: Bench) -> dict[str, Any]:

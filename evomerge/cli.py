@@ -158,6 +158,9 @@ def check(
 def search(
     config: Config,
     trials: Annotated[int | None, typer.Option(min=1, help="Budget: finished trials.")] = None,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="Budget: documents scored for trials.")
+    ] = None,
     hours: Annotated[float | None, typer.Option(min=0, help="Budget: hours from now.")] = None,
     until: Annotated[str | None, typer.Option(help="Budget: clock time, such as 07:00.")] = None,
     fork: Annotated[
@@ -172,7 +175,7 @@ def search(
         from evomerge.describe import describe_outcome
         from evomerge.verbs import search as run
 
-        budget = parse_budget(trials=trials, hours=hours, until=until)
+        budget = parse_budget(trials=trials, documents=documents, hours=hours, until=until)
         loaded = load_config(config, allow_code=allow_code)
         with _progress_line() as on_progress:
             outcome = run(loaded, budget=budget, fork=fork, on_progress=on_progress)
@@ -260,6 +263,9 @@ def export(
     run: Run,
     out: Out,
     trial: Annotated[int | None, typer.Option(help="This trial instead of the winner.")] = None,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="With several objectives: the knee of the front.")
+    ] = False,
     as_adapter: AsAdapter = None,
     force: Force = False,
     storage: Storage = None,
@@ -272,13 +278,14 @@ def export(
         from evomerge.exporting import recipe_of_run
 
         if as_adapter is not None:
-            chosen = recipe_of_run(run, trial, storage)
+            chosen = recipe_of_run(run, trial, storage, knee=knee)
             _write_adapter(chosen, out, as_adapter, force, trust_remote_code)
             return
         folder = write(
             run,
             out,
             trial=trial,
+            knee=knee,
             force=force,
             storage=storage,
             device=device,
@@ -335,7 +342,12 @@ def _messages() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-_SPOKEN = ("evomerge.verbs", "evomerge.searching.finalists", "evomerge.methods.compiled")
+_SPOKEN = (
+    "evomerge.verbs",
+    "evomerge.going_on",
+    "evomerge.searching.finalists",
+    "evomerge.methods.compiled",
+)
 
 
 @contextmanager

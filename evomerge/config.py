@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.architectures import LAYER_PARTS, PARTS
+from evomerge.config_objectives import ConstraintConfig, ObjectivesField, objective_problems
 from evomerge.config_tasks import TaskConfig, task_problems
 from evomerge.config_values import (
     read_clock,
     read_depth,
     read_known,
     read_lines,
+    read_list,
     read_model,
     read_parts,
     read_range,
@@ -32,7 +34,8 @@ from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
 from evomerge.recipe import BASE, MERGED, UNION, Calibration, DType, Model, parse_layers
 from evomerge.searching.groups import Depth, Ends
-from evomerge.searching.objective import GoalKind
+from evomerge.searching.guidance import GuideKind
+from evomerge.searching.objective import GoalKind, Normalise
 from evomerge.searching.racing import EarlyStopping
 from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.stacks import Order
@@ -88,6 +91,7 @@ class SpaceConfig:
     ranges: RangesField = field(default_factory=dict)
     overrides: tuple[OverrideConfig, ...] = ()
     lines: Annotated[Any, BeforeValidator(read_lines)] = None
+    switch_off: bool = False
     stack: StackConfig | None = None
 
     def cut(self) -> tuple[Depth, tuple[tuple[str, ...], ...], Ends]:
@@ -103,6 +107,7 @@ class BudgetConfig:
     __pydantic_config__ = _STRICT
 
     trials: Count | None = None
+    documents: Count | None = None
     hours: Annotated[float, Field(gt=0)] | None = None
     until: Annotated[int | None, BeforeValidator(read_clock)] = None
 
@@ -119,8 +124,9 @@ class BudgetConfig:
         return min(ends, default=None)
 
     def trial_limit(self) -> int | None:
-        """Finished trials after which none starts; None: only time counts."""
-        return 100 if self.trials is self.hours is self.until is None else self.trials
+        """Finished trials after which none starts; None: only the other limits count."""
+        others = (self.documents, self.hours, self.until)
+        return 100 if self.trials is None and others == (None, None, None) else self.trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +165,16 @@ class SearchConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     objective: GoalKind | None = None
+    normalise: Literal["auto"] | Normalise = "auto"
+    objectives: ObjectivesField = field(default_factory=dict)
+    constraints: dict[str, ConstraintConfig] = field(default_factory=dict)
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(read_switch)] = field(
         default_factory=EarlyStoppingConfig
     )
+    guide: GuideKind = "gradient"
     sampler: Annotated[str, BeforeValidator(read_known((*SAMPLERS, "auto"), "sampler"))] = "auto"
-    finalists: Count = 3
+    start_from: Annotated[tuple[Path, ...], BeforeValidator(read_list)] = ()
+    finalists: Count | None = None
     seed: int = 0
     dtype: DType | None = None
     vocabulary: str = BASE
@@ -177,6 +188,11 @@ class SearchConfig:
     trust_remote_code: bool = False
     allow_code: bool = False
     generation: Literal["own", "vllm"] = "own"
+
+    def finalist_count(self) -> int:
+        """How many are scored on the holdout beside the baselines; of several objectives, at most
+        so many of the front."""
+        return self.finalists or (12 if self.objectives else 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,10 +215,14 @@ class LoadedConfig:
 
 
 def parse_budget(
-    *, trials: int | None = None, hours: float | None = None, until: str | None = None
+    *,
+    trials: int | None = None,
+    documents: int | None = None,
+    hours: float | None = None,
+    until: str | None = None,
 ) -> BudgetConfig | None:
     """A budget from the command line; None where nothing is given."""
-    given = {"trials": trials, "hours": hours, "until": until}
+    given = {"trials": trials, "documents": documents, "hours": hours, "until": until}
     given = {key: value for key, value in given.items() if value is not None}
     return validate(given, BudgetConfig, name="command line") if given else None
 
@@ -233,6 +253,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{BASE!r} and {MERGED!r}"
             )
     problems += _stack_problems(config)
+    problems += objective_problems(config.objectives, config.constraints, config.tasks)
     if config.vocabulary not in (known := [BASE, UNION, *config.sources]):
         hint = did_you_mean(config.vocabulary, known)
         problems.append(f"vocabulary: {config.vocabulary!r}: {hint}")
@@ -246,6 +267,11 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
                 f"{count} source"
             )
     problems += _calibration_problems(config, folder)
+    problems += [
+        f"start_from: {path} is not there; expected the run folder of a search, or a recipe.yaml"
+        for path in config.start_from
+        if not (folder / path).exists()
+    ]
     for name, task in config.tasks.items():
         problems += task_problems(name, task or TaskConfig(), folder)
     if config.generation == "vllm" and (config.space.stack or config.device == "spread"):

@@ -52,7 +52,7 @@ class TaskConfig:
     metric: str | None = None
     filter: str | None = None
     higher_is_better: bool | None = None
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(ge=0)] = 1.0
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     chat_template: bool = False
     system_instruction: str | None = None

@@ -22,6 +22,11 @@ def read_model(value: Any) -> Any:
     return {"path": path, "revision": revision or None}
 
 
+def read_list(value: Any) -> Any:
+    """One value may stand for a list of it."""
+    return value if isinstance(value, list) else [value]
+
+
 def read_known(names: Any, kind: str) -> Any:
     """A reader of one name or several, all of which must be among `names`."""
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from evomerge.aligned import align
+from evomerge.describe_front import front_lines, front_table
 from evomerge.errors import UserError
 from evomerge.inspection import Inspection
 from evomerge.merging.models import Models
@@ -14,6 +16,7 @@ from evomerge.model_card import SAMPLES, lm_eval_commands, score_command
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
+from evomerge.searching.objective import UNIT_NAMES
 from evomerge.searching.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ def describe_check(found: "Check") -> str:
         )
     lines += [
         f"climbs   {bench.goal.kind}: {bench.goal.reason}",
+        *(f"front    {name}: {', '.join(tasks)}" for name, tasks in bench.goal.parts.items()),
+        f"scale    {bench.goal.normalise}: {bench.goal.normalise_reason}",
+        *(f"limit    {constraint.sentence()}" for constraint in bench.goal.constraints),
         f"stopping {bench.stopping()}",
         f"space    {found.parameters} parameters; {bench.space.describe()}",
         f"sampler  {found.sampler[0]}: {found.sampler[1]}",
@@ -100,7 +106,8 @@ def describe_outcome(outcome: "Outcome") -> str:
     if outcome.stopped:
         return f"stopped; the same command goes on. So far: evomerge status {outcome.folder}"
     text = describe_run(outcome.folder, outcome.storage)
-    return f"{text}\nexport it: evomerge export {outcome.folder} OUT"
+    choice = "" if outcome.front is None else " --knee   (or --trial N, of the front)"
+    return f"{text}\nexport it: evomerge export {outcome.folder} OUT{choice}"
 
 
 def describe_run(run: Path, storage: str | None = None) -> str:
@@ -112,8 +119,12 @@ def describe_run(run: Path, storage: str | None = None) -> str:
         + ", ".join(f"{count} {state}" for state, count in counts.items())
     ]
     lines += _economy(report)
+    lines += _limits(report)
     if report.holdout:
-        lines += ["", "holdout documents, in points (percent):", "", _table(report)]
+        unit = report.goal.points.unit
+        scale = "" if unit == "points" else f", mean in {UNIT_NAMES[unit]}"
+        table = front_table(report) if report.goal.several else _table(report)
+        lines += ["", f"holdout documents, in points (percent){scale}:", "", table]
         lines += _doubts(report, [r for r in report.records if r.number in report.holdout])
     elif report.ranked:
         lines += ["", "search documents:", ""]
@@ -131,6 +142,8 @@ def describe_run(run: Path, storage: str | None = None) -> str:
     lines += [f"of {count} trials: {remark}" for remark, count in remarks.most_common(5)]
     for record in [record for record in report.records if record.failure][:5]:
         lines.append(f"failed: {record.name}: {record.failure}")
+    if report.front:
+        lines += ["", *front_lines(report)]
     if report.verdict is not None:
         names = {record.number: record.name for record in report.records}
         sentence = report.verdict.sentence(
@@ -141,6 +154,7 @@ def describe_run(run: Path, storage: str | None = None) -> str:
             sentence,
             f"Optimism: its score on the search documents is {report.verdict.optimism_text()} "
             "from that on the holdout.",
+            *(limit.sentence() for limit in report.limits),
         ]
         if doubts := report.warnings(report.by_number[report.verdict.winner]):
             lines += ["But the winner's score is in doubt:", *(f"  {doubt}" for doubt in doubts)]
@@ -148,8 +162,12 @@ def describe_run(run: Path, storage: str | None = None) -> str:
 
 
 def _economy(report: RunReport) -> list[str]:
-    """What early stopping did, and how many documents were scored."""
+    """What guidance and early stopping did, and how many documents were scored."""
     lines = []
+    steps = [record for record in report.records if record.state == "step"]
+    if report.guidance is not None:
+        ended = report.guidance.get("end", "under way")
+        lines.append(f"guidance: {len(steps)} steps along the gradient; {ended}")
     if pruned := report.pruned():
         reasons = ", ".join(f"{count} by {reason}" for reason, count in sorted(pruned.items()))
         share = report.share()
@@ -162,6 +180,19 @@ def _economy(report: RunReport) -> list[str]:
         if count
     ]
     return [*lines, f"documents scored: {', '.join(counts)}"] if counts else lines
+
+
+def _limits(report: RunReport) -> list[str]:
+    """The constraints, how many trials break them, and what 100 % of the gain is not."""
+    lines = [f"scale of {note}" for note in report.scale_notes]
+    if constraints := report.goal.constraints:
+        scored = [record for record in report.records if record.value is not None]
+        broken = sum(not record.feasible for record in scored)
+        limits = "; ".join(constraint.sentence() for constraint in constraints)
+        lines.append(f"constraints: {limits}; broken by {broken} of {len(scored)} trials")
+        if scored and broken == len(scored):
+            lines.append("no trial keeps the constraints yet, so none can win")
+    return lines
 
 
 def _doubts(report: RunReport, records: Sequence[TrialRecord]) -> list[str]:
@@ -205,7 +236,8 @@ def _table(report: RunReport) -> str:
     objective = report.goal.points
     tasks = list(objective.targets)
     smooth = report.goal.kind != "metric"
-    rows = [["", "candidate", "mean", *tasks, "search mean", *(["search nats"] * smooth)]]
+    unit = "nats" if report.goal.climbed.unit == "nats" else "smooth"
+    rows = [["", "candidate", "mean", *tasks, "search mean", *([f"search {unit}"] * smooth)]]
     for number, scored in sorted(
         report.holdout.items(), key=lambda item: -objective.value(item[1])
     ):
@@ -220,10 +252,15 @@ def _table(report: RunReport) -> str:
                 f"{100 * objective.value(scored):.1f}",
                 *(f"{100 * scored[task].value:.1f}" for task in tasks),
                 "" if points is None else f"{100 * points:.1f}",
-                *([f"{record.value or 0.0:.3f}"] * smooth),
+                *([_climbed(report, record)] * smooth),
             ]
         )
     return align(rows)
+
+
+def _climbed(report: RunReport, record: TrialRecord) -> str:
+    value = record.value or 0.0
+    return f"{value:.3f}" if report.goal.climbed.unit == "nats" else f"{100 * value:.1f}"
 
 
 def describe_inspection(found: Inspection, *, full: bool = False) -> str:
@@ -254,22 +291,3 @@ def _rows(table: pd.DataFrame) -> str:
 
 def _figure(value: object) -> str:
     return value if isinstance(value, str) else f"{value:.3f}"
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width; words to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numeric = [
-        all(
-            row[column].replace(".", "").lstrip("-").isdigit() or not row[column]
-            for row in rows[1:]
-        )
-        for column in range(len(rows[0]))
-    ]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in rows
-    )

@@ -22,6 +22,7 @@ from evomerge.model_card import SAMPLES, model_card
 from evomerge.recipe import BASE, Recipe
 from evomerge.scoring.scorecard import read_documents
 from evomerge.searching.finalists import rank
+from evomerge.searching.front import knee_of, pareto_front
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import find_study, read_goal
@@ -80,6 +81,7 @@ def export(
     out: Path | str,
     *,
     trial: int | None = None,
+    knee: bool = False,
     force: bool = False,
     trust_remote_code: bool = False,
     device: str = "auto",
@@ -87,15 +89,16 @@ def export(
 ) -> Path:
     """Writes the checkpoint of a run's winner, or of one of its trials, to the folder `out`.
 
-    storage: the URL of the study, where it is not in the run folder. UserError if there is no
-    such run or trial, or the trial has no scores.
+    knee: of several objectives, the trial that lies farthest above the plane between the front's
+    extremes; without it, a trial must be named then. storage: the URL of the study, where it is not
+    in the run folder. UserError if there is no such run or trial, or the trial has no scores.
     """
     folder = RunFolder(Path(run))
     study = find_study(folder.storage_of_run(storage))
     if study is None:
         raise UserError(f"{run}: holds no study; expected the output folder of a search")
     records = read_trials(study)
-    record = _winner(records, study.user_attrs) if trial is None else _trial(records, trial)
+    record = _chosen(records, study.user_attrs, trial, knee)
     card = model_card(
         record.recipe,
         Path(out).name,
@@ -116,17 +119,47 @@ def export(
     )
 
 
-def recipe_of_run(run: Path | str, trial: int | None = None, storage: str | None = None) -> Recipe:
+def recipe_of_run(
+    run: Path | str, trial: int | None = None, storage: str | None = None, *, knee: bool = False
+) -> Recipe:
     """The recipe of a run's winner, or of one of its trials; UserError as for `export`."""
     study = find_study(RunFolder(Path(run)).storage_of_run(storage))
     if study is None:
         raise UserError(f"{run}: holds no study; expected the output folder of a search")
     records = read_trials(study)
-    return (_winner(records, study.user_attrs) if trial is None else _trial(records, trial)).recipe
+    return _chosen(records, study.user_attrs, trial, knee).recipe
+
+
+def _chosen(
+    records: Sequence[TrialRecord], attributes: Mapping[str, Any], trial: int | None, knee: bool
+) -> TrialRecord:
+    """The trial that was asked for, or the winner; of several objectives there is none."""
+    if trial is not None and knee:
+        raise UserError("a trial and the knee were asked for; expected one of them")
+    if trial is not None:
+        return _trial(records, trial)
+    goal = read_goal(attributes)
+    if knee and not goal.several:
+        raise UserError("this run has one objective, so its front has no knee; leave --knee out")
+    winner = _winner(records, attributes)
+    if not goal.several:
+        return winner
+    front, values = pareto_front(records, goal)
+    if knee:
+        return knee_of(front, values)
+    lines = [f"  --trial {r.number:<5} {goal.text(0.0, r.metrics)} ({r.name})" for r in front]
+    raise UserError(
+        f"this run has {len(goal.parts)} objectives and no single winner; choose one of its front "
+        "with --trial, or its knee with --knee:\n" + "\n".join(lines)
+    )
 
 
 def _winner(records: Sequence[TrialRecord], attributes: Mapping[str, Any]) -> TrialRecord:
-    ranked = rank(records, read_goal(attributes))
+    goal = read_goal(attributes)
+    ranked = rank(records, goal)
+    if not ranked and any(record.value is not None for record in records):
+        limits = "; ".join(constraint.sentence() for constraint in goal.constraints)
+        raise UserError(f"no trial keeps the constraints ({limits}); choose one with --trial")
     if not ranked:
         raise UserError("the run has no scored trial yet; let it finish one")
     return ranked[0]

@@ -10,6 +10,7 @@ import yaml
 from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import Metric, from_json
 from evomerge.searching.finalists import HOLDOUT, holdout_answers, read_verdict, score_warnings
+from evomerge.searching.front_verdict import read_front
 from evomerge.searching.record import TrialRecord, base_of
 from evomerge.searching.study import TASKS
 
@@ -102,6 +103,17 @@ def _scores(
             verdict.sentence(*names) + " Measured on holdout documents, which the search never "
             f"saw; its score on the search documents was {verdict.optimism_text()} from that "
             "there.",
+            "",
+        ]
+    front = read_front(attributes)
+    if front is not None and record.number in front.members:
+        known = {number: one.name for number, one in by_number.items()}
+        lines += [
+            f"It is {'the knee' if record.number == front.knee else 'one'} of a Pareto front of "
+            f"{len(front.members)} merges between {', '.join(front.verdicts)}. Measured on holdout "
+            "documents, which the search never saw:",
+            "",
+            *(f"- {sentence}" for sentence in front.sentences(known)),
             "",
         ]
     if doubts := score_warnings(record, base_of(records), holdout_answers(attributes)):

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evomerge.errors import UserError
+from evomerge.front_picture import draw_front
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import SHARES, Answers
 from evomerge.scoring.scorecard import Metric, from_json
@@ -23,8 +24,13 @@ from evomerge.searching.finalists import (
     read_verdict,
     score_warnings,
 )
-from evomerge.searching.objective import Goal
+from evomerge.searching.front import knee_of, pareto_front
+from evomerge.searching.front_verdict import FrontVerdict, read_front
+from evomerge.searching.guidance import GUIDANCE
+from evomerge.searching.holdout_limits import HeldLimit, read_limits
+from evomerge.searching.objective import UNIT_NAMES, Goal
 from evomerge.searching.record import TrialRecord, base_of, read_trials
+from evomerge.searching.references import REFERENCES
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import OBJECTIVE, TASKS, find_study, read_goal
 from evomerge.searching.verdict import Verdict
@@ -42,8 +48,17 @@ class RunReport:
     holdout_answers: Mapping[int, Answers]
     """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
+    front_verdict: FrontVerdict | None
+    """What takes its place with several objectives."""
+    limits: Sequence[HeldLimit]
+    """How the winner, or every member of the front, keeps the constraints on the holdout."""
+    scale_notes: Sequence[str]
+    """Where a metric's scale is not the best source's gain, in words."""
     tasks: Mapping[str, Any]
     """Task -> how it is asked."""
+    guidance: Mapping[str, Any] | None
+    """`start`: the trial where steps along the gradient began; `end`: why they ended. None: there
+    are none."""
     running: bool
 
     @property
@@ -55,6 +70,19 @@ class RunReport:
     def ranked(self) -> list[TrialRecord]:
         """Trials of distinct weights scored in full, best on the search documents first."""
         return rank(self.records, self.goal)
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        """Of several objectives: the Pareto front on the search documents."""
+        return pareto_front(self.records, self.goal)[0] if self.goal.several else []
+
+    @property
+    def knee(self) -> TrialRecord | None:
+        """The front's knee; None where there is no front."""
+        if not self.goal.several:
+            return None
+        front, values = pareto_front(self.records, self.goal)
+        return knee_of(front, values) if front else None
 
     def warnings(self, record: TrialRecord) -> list[str]:
         """Why a trial's scores are in doubt; nothing where they are not."""
@@ -91,7 +119,8 @@ class RunReport:
         """running, finished, or stopped."""
         if self.running:
             return "running"
-        return "finished" if self.verdict is not None else "stopped, the same command goes on"
+        ended = self.verdict is not None or self.front_verdict is not None
+        return "finished" if ended else "stopped, the same command goes on"
 
     def median_seconds(self) -> dict[str, float]:
         """Phase -> median seconds over scored trials."""
@@ -102,11 +131,12 @@ class RunReport:
         return {phase: median(spent) for phase, spent in phases.items()}
 
     def trials(self) -> pd.DataFrame:
-        """One row per trial: number, name, baseline, state, value (what is climbed), estimate and
-        why it was pruned, points, task metrics on search and holdout documents (`capital`,
-        `capital holdout`; of a pruned trial none), shares of its answers to the search documents
-        (`capital cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase,
-        failure, warnings.
+        """One row per trial: number, name, baseline, state, value (what is climbed), whether it is
+        feasible (keeps the constraints), estimate and why it was pruned, steps along the gradient
+        before it, points, task metrics on search and holdout documents (`capital`, `capital
+        holdout`; of a pruned trial none), shares of its answers to the search documents (`capital
+        cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase, failure,
+        warnings; of several objectives the `NAME value` of each.
         """
         rows = []
         for record in self.records:
@@ -116,10 +146,14 @@ class RunReport:
                 "baseline": record.baseline,
                 "state": record.state,
                 "value": record.value,
+                "feasible": record.feasible,
                 "estimate": record.estimate,
                 "pruned": record.pruned,
+                "step": record.step,
                 "points": self.points(record),
             }
+            if self.goal.several and record.values:
+                row |= dict(zip(self._value_columns(), record.values, strict=True))
             full = () if record.value is None else record.metrics
             chosen = {(m.task, m.name): m.value for m in full}
             for task, target in self.goal.points.targets.items():
@@ -133,6 +167,9 @@ class RunReport:
             doubts = "; ".join(self.warnings(record))
             rows.append({**row, "failure": record.failure, "warnings": doubts})
         return pd.DataFrame(rows).set_index("number")
+
+    def _value_columns(self) -> list[str]:
+        return [f"{name} value" for name in self.goal.parts]
 
     def points(self, record: TrialRecord) -> float | None:
         """The tasks' own metrics on all search documents; None where they were not scored."""
@@ -172,6 +209,10 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         holdout=holdout,
         holdout_answers=holdout_answers(attributes),
         verdict=read_verdict(attributes),
+        guidance=attributes.get(GUIDANCE),
+        front_verdict=read_front(attributes),
+        limits=read_limits(attributes),
+        scale_notes=attributes.get(REFERENCES, {}).get("notes", ()),
         tasks=attributes[TASKS],
         running=_locked(folder.path / "lock"),
     )
@@ -184,18 +225,41 @@ def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> No
         raise UserError(f"{run}: has no scored trial to draw yet")
     figure = Figure(figsize=(12, 8), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.4, 1))
-    _draw_scores(figure.add_subplot(grid[0, :]), report)
+    if report.goal.several:
+        _draw_fronts(figure, figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 1]), report)
+    else:
+        _draw_scores(figure.add_subplot(grid[0, :]), report)
+        _draw_holdout(figure.add_subplot(grid[1, 1]), report)
     _draw_weights(figure, figure.add_subplot(grid[1, 0]), report)
-    _draw_holdout(figure.add_subplot(grid[1, 1]), report)
     try:
         figure.savefig(out, dpi=110)
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot be drawn: {error}") from error
 
 
+def _draw_fronts(figure: Figure, above: Any, below: Any, report: RunReport) -> None:
+    """The front on the search documents, and the same trials on the holdout."""
+    goal, records = report.goal, report.records
+    front, values = pareto_front(records, goal)
+    knee = knee_of(front, values)
+    title = "The front on the search documents"
+    draw_front(figure, above, title, goal.split(goal.judged), values, records, front, knee)
+    points = goal.split(goal.points)
+    held = {
+        number: tuple(part.value(metrics) for part in points.values())
+        for number, metrics in report.holdout.items()
+    }
+    if knee.number in held:
+        title = "The same on the holdout documents"
+        draw_front(figure, below, title, points, held, records, front, knee)
+    else:
+        below.text(0.5, 0.5, "holdout documents: not scored yet", ha="center", va="center")
+        below.set_axis_off()
+
+
 def _draw_scores(axes: Any, report: RunReport) -> None:
     unit = report.goal.climbed.unit
-    factor = 100 if unit == "points" else 1
+    factor = 1 if unit == "nats" else 100
 
     def height(record: TrialRecord) -> float:
         value = record.estimate if record.value is None else record.value
@@ -207,15 +271,20 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             axes.scatter(numbers, list(map(height, records)), label=label, **{"s": 14, **style})
 
     scored = [record for record in report.records if record.value is not None]
-    pruned = [record for record in report.records if record.estimate is not None]
+    pruned = [record for record in report.records if record.pruned is not None]
+    steps = [record for record in report.records if record.state == "step"]
     plain = [record for record in scored if record.baseline is not None]
     dots([record for record in scored if record.baseline is None], "trial", color="tab:blue")
     dots(plain, "baseline", color="tab:orange")
     dots(pruned, "pruned, estimate", marker="x", linewidth=0.8, color="tab:gray")
+    dots(steps, "gradient step, estimate", marker=".", s=10, color="tab:purple")
     doubted = [record for record in scored if report.warnings(record)]
     dots(doubted, "in doubt (evomerge status says why)", s=18, marker="+", color="tab:red")
-    best = list(accumulate(map(height, scored), max))
-    numbers = [record.number for record in scored]
+    broken = [record for record in scored if not record.feasible]
+    dots(broken, "breaks a constraint", marker="x", linewidth=0.8, color="tab:red")
+    kept = [record for record in scored if record.feasible]
+    best = list(accumulate(map(height, kept), max))
+    numbers = [record.number for record in kept]
     axes.step(numbers, best, where="post", color="tab:green", label="best so far")
     if plain:
         top = max(plain, key=height)
@@ -227,10 +296,14 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             ha="right",
             va="bottom",
         )
-    axes.set(xlabel="trial", ylabel=f"{unit} on the search documents", title="Scores over trials")
+    axes.set(
+        xlabel="trial",
+        ylabel=f"{UNIT_NAMES[unit]} on the search documents",
+        title="Scores over trials",
+    )
     axes.legend(loc="lower right")
-    if unit == "nats":
-        _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned)])
+    if report.goal.kind != "metric":
+        _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned, *steps)])
 
 
 def _cut_off_the_hopeless(axes: Any, values: Sequence[float]) -> None:
@@ -246,6 +319,7 @@ def _cut_off_the_hopeless(axes: Any, values: Sequence[float]) -> None:
 
 def _draw_weights(figure: Figure, axes: Any, report: RunReport) -> None:
     winner = report.ranked[0].number if report.verdict is None else report.verdict.winner
+    winner = winner if report.knee is None else report.knee.number
     axes.set_title(f"What {report.by_number[winner].name} took from whom")
     if report.by_number[winner].recipe.stack is not None:
         _draw_stack(axes, report.by_number[winner].recipe)
@@ -291,7 +365,10 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
     colours = ["tab:green" if number == winner else "tab:gray" for number, _ in ordered]
     bars = axes.barh(names, values, color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=2)
-    axes.set(xlabel="points", xlim=(min(0.0, *values), 1.15 * max(values)))
+    axes.set(
+        xlabel=UNIT_NAMES[report.goal.points.unit],
+        xlim=(1.15 * min(0.0, *values), 1.15 * max(0.0, *values)),
+    )
 
 
 def _locked(lock: Path) -> bool:

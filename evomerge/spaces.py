@@ -10,13 +10,10 @@ from evomerge.merging.models import Models
 from evomerge.methods.method import Parameter
 from evomerge.recipe import BASE, MERGED, Recipe, Rule
 from evomerge.searching.baselines import whole
-from evomerge.searching.finalists import rank
 from evomerge.searching.groups import Cell, make_groups
-from evomerge.searching.record import read_trials
-from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.space import Range, SearchSpace, Space
 from evomerge.searching.stacks import StackSpace
-from evomerge.searching.study import find_study, read_goal
+from evomerge.searching.starting import fitted, ranked_trials
 
 
 def space_of(loaded: LoadedConfig, template: Recipe, models: Models) -> Space:
@@ -51,6 +48,7 @@ def space_of(loaded: LoadedConfig, template: Recipe, models: Models) -> Space:
         method_per_group=config.choose == "group",
         ranges=ranges,
         lines=config.lines,
+        switches=config.switch_off,
     )
 
 
@@ -82,23 +80,15 @@ def _stack_space(
 
 def _winners(run: Path, count: int, template: Recipe) -> dict[str, tuple[Rule, ...]]:
     """The rules of a run's best trials, by trial; UserError where its models are others."""
-    study = find_study(RunFolder(run).storage_of_run(None))
-    if study is None:
-        raise UserError(f"space.stack.after: {run} holds no study; expected the output of a search")
-    best = [
-        r for r in rank(read_trials(study), read_goal(study.user_attrs)) if r.recipe.stack is None
-    ][:count]
-    if not best:
-        raise UserError(f"space.stack.after: {run} has no scored trial yet; let it finish one")
-    for name in (BASE, *template.sources):
-        known = best[0].recipe
-        there = known.base if name == BASE else known.sources.get(name)
-        if there is None or there.sha256 != template.model(name).sha256:
-            raise UserError(
-                f"space.stack.after: {run} was searched with another model called {name}; expected "
-                "the base and sources of this file"
-            )
-    return {record.name: record.recipe.rules for record in best}
+    key = "space.stack.after"
+    best = [record for record in ranked_trials(run, key) if record.recipe.stack is None]
+    starts = {r.name: fitted(r.recipe, template, f"{key}: {run}") for r in best[:count]}
+    if not starts or None in starts.values():
+        raise UserError(
+            f"{key}: {run}: {', '.join(starts) or 'every trial'} cannot be made of this file's "
+            "sources; expected those of that search"
+        )
+    return {name: start.recipe.rules for name, start in starts.items() if start is not None}
 
 
 def _within(cell: Cell, override: OverrideConfig) -> bool:

@@ -18,21 +18,40 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.environment import environment
 from evomerge.errors import UserError
 from evomerge.files import write_text
+from evomerge.going_on import (
+    Starts,
+    enqueue_further_baselines,
+    known_scores,
+    plain_baselines,
+    read_starts,
+    reused,
+    take_up_starts,
+)
 from evomerge.merging.norms import task_vector_norms
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
+from evomerge.searching.even_norms import enqueue_starts
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
+from evomerge.searching.front_verdict import FrontVerdict, decide_front
+from evomerge.searching.guidance import Guide
+from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.loop import Budget, Loop
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
+from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import RunFolder, Side
-from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.samplers import (
+    NO_CATEGORIES,
+    ONE_OBJECTIVE,
+    SAMPLERS,
+    SpaceSampler,
+    choose_sampler,
+)
 from evomerge.searching.space import SearchSpace
-from evomerge.searching.starts import enqueue_starts
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
@@ -64,6 +83,9 @@ _COMPARABLE = (
     "code",
     "generation",
     "objective",
+    "normalise",
+    "objectives",
+    "constraints",
 )
 
 
@@ -73,7 +95,9 @@ class Outcome:
 
     folder: Path
     verdict: Verdict | None
-    """None where the search was stopped before its budget was spent."""
+    """None where the search was stopped before its budget was spent, or has several objectives."""
+    front: FrontVerdict | None = None
+    """What takes its place with several objectives."""
     stopped: bool
     storage: str | None
     """URL of the study, where it is not in the folder."""
@@ -104,10 +128,9 @@ class Check:
         return max((size / each.bytes_per_second for each in self.throughput), default=None)
 
     def forecast(self) -> int | None:
-        """Trials that the budget allows; None where neither is known."""
-        limits = []
-        if self.budget.trials is not None:
-            limits.append(self.budget.trials)
+        """Trials scored in full that the budget allows; None where that is not known."""
+        trials = self.budget.full_trials(_trial_documents(self.bench))
+        limits = [] if trials is None else [trials]
         if self.budget.deadline is not None and self.seconds_per_trial:
             left = (self.budget.deadline - datetime.now()).total_seconds()
             limits.append(int(left / self.seconds_per_trial))
@@ -138,17 +161,20 @@ def search(
         storage = folder.storage(loaded.config.storage)
         old = find_study(storage)
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
-            study = open_study(storage, identity(bench))
-            return _run(bench, study, folder, loaded.config.storage, limits, on_progress)
+            starts = read_starts(bench, old)
+            study = open_study(storage, identity(bench), bench.goal.parts)
+            return _run(bench, study, folder, loaded.config.storage, limits, on_progress, starts)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
-        new = open_study(new_folder.storage(None), identity(bench))
         log.info("fork of %s: a new run in %s", folder.path, beside)
         known, given = old.user_attrs[IDENTITY], identity(bench)
-        if all(known.get(key) == given.get(key) for key in _COMPARABLE):
+        comparable = all(known.get(key) == given.get(key) for key in _COMPARABLE)
+        starts = read_starts(bench, None, before=None if comparable else folder.path)
+        new = open_study(new_folder.storage(None), given, bench.goal.parts)
+        if comparable:
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
-        return _run(bench, new, new_folder, None, limits, on_progress)
+        return _run(bench, new, new_folder, None, limits, on_progress, starts)
 
 
 def score(
@@ -195,7 +221,7 @@ def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
     return Check(
         bench=bench,
         parameters=len(distributions),
-        sampler=_sampler_choice(bench),
+        sampler=_sampler_choice(bench, budget),
         seconds_per_trial=None if merging is None or scoring is None else merging + scoring,
         seconds_of_merge=merging,
         throughput=_throughput(bench) if probe else (),
@@ -244,6 +270,7 @@ def _run(
     storage: str | None,
     limits: BudgetConfig,
     on_progress: OnProgress,
+    starts: Starts,
 ) -> Outcome:
     """Trials until the budget is spent, then the holdout and the verdict."""
     config = bench.loaded.config
@@ -253,7 +280,7 @@ def _run(
     back = take_up_interrupted(study)
     if back:
         log.info("%d interrupted trial(s) are taken up again", back)
-    plain = baselines(bench.template, bench.space.methods) | bench.space.starts()
+    plain = plain_baselines(bench) | take_up_starts(study, starts)
     enqueue_baselines(study, bench.space, plain)
     if isinstance(bench.space, SearchSpace):
         names = tuple(bench.template.sources)
@@ -262,12 +289,24 @@ def _run(
             bench.space,
             lambda cells: task_vector_norms(bench.models, cells, names, bench.device),
         )
+    scores = known_scores(bench, study)
     done = len(finished(study))
-    sampler, reason = _sampler_choice(bench)
+    sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
     study.sampler = SpaceSampler(SAMPLERS[sampler](config.seed), distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
+    off = bench.guiding()
+    guiding = "along the gradient" if off is None else f"off: {off}"
+    guide = None
+    if off is None:
+        guide = Guide(
+            study=study,
+            space=bench.space,
+            goal=bench.goal,
+            folder=folder,
+            documents={t: bench.documents("search")[t] for t in bench.goal.points.shares()},
+        )
     start = {
         **environment(),
         "sampler": sampler,
@@ -276,18 +315,27 @@ def _run(
         "memory": bench.memory.sentence(),
         "merging": bench.pass_reason,
         "objective": f"{bench.goal.kind}: {bench.goal.reason}",
+        "normalise": f"{bench.goal.normalise}: {bench.goal.normalise_reason}",
+        "constraints": [constraint.sentence() for constraint in bench.goal.constraints],
         "early stopping": bench.stopping(),
+        "guidance": guiding,
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     log.info("%s", bench.memory.sentence())
     log.info("objective %s: %s", bench.goal.kind, bench.goal.reason)
+    log.info("normalise %s: %s", bench.goal.normalise, bench.goal.normalise_reason)
+    for constraint in bench.goal.constraints:
+        log.info("constraint: %s", constraint.sentence())
     log.info("early stopping: %s", bench.stopping())
+    log.info("guidance: %s", guiding)
     log.info("%d parameters, sampler %s: %s", len(distributions), sampler, reason)
     if done:
         log.info("goes on after %d finished trials", done)
-    evaluate = evaluator(bench, folder.statistics)
+    made = evaluator(bench, folder.statistics)
+    evaluate = reused(bench, made, scores)
     _keep_budget(bench, study)
-    progress = Progress(budget=budget, goal=bench.goal)
+    goal = with_references(bench.goal, study.user_attrs.get(REFERENCES))
+    progress = Progress(budget=budget, goal=goal)
     known = read_trials(study)
     for record in known:
         progress.add(record, earlier=True)
@@ -296,13 +344,16 @@ def _run(
     def on_trial(record: TrialRecord) -> None:
         nonlocal base
         base = base or base_of([record])
+        progress.goal = loop.goal
         progress.add(record)
-        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, bench.goal))
+        log.info("%s (number %d): %s", record.name, record.number, outcome_text(record, loop.goal))
         if doubts := score_warnings(record, base, {}):
             log.warning("%s: its score is in doubt: %s", record.name, "; ".join(doubts))
         if record.remarks:
             # Where memory ran out, the next start begins with what was enough.
             study.set_user_attr(BATCH_TOKENS, bench.budget.tokens)
+        if record.baseline is not None:
+            enqueue_further_baselines(study, bench)
         on_progress(progress, record)
 
     def on_refusal(reason: str) -> None:
@@ -312,29 +363,43 @@ def _run(
     loop = Loop(
         study=study,
         space=bench.space,
-        goal=bench.goal,
+        goal=goal,
+        sources=tuple(bench.template.sources),
+        constrained={c.task: bench.documents("search")[c.task] for c in goal.constraints},
         racing=bench.racing(),
+        guide=guide,
+        differentiate=made.gradient,
         on_refusal=on_refusal,
         folder=folder,
         evaluate=evaluate,
         budget=budget,
         on_trial=on_trial,
     )
+    enqueue_further_baselines(study, bench)
     on_progress(progress, None)
     with on_interrupt(loop.stop):
         loop.run()
         score_finalists(
             study,
             folder,
-            bench.goal,
-            config.finalists,
+            loop.goal,
+            config.finalist_count(),
             evaluate,
             stop_asked=lambda: loop.stop_asked,
         )
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
         return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
-    verdict = decide(study, folder, bench.goal, config.seed)
+    if not loop.goal.settled:
+        log.warning("the budget ended before base and sources were scored: no trial has a value")
+    if loop.goal.several:
+        front = decide_front(study, folder, loop.goal, config.seed)
+        return Outcome(
+            folder=folder.path, verdict=None, front=front, stopped=False, storage=storage
+        )
+    verdict = decide(study, folder, loop.goal, config.seed)
+    if verdict is not None:
+        check_limits(study, folder, loop.goal, [verdict.winner], config.seed)
     return Outcome(folder=folder.path, verdict=verdict, stopped=False, storage=storage)
 
 
@@ -349,20 +414,36 @@ def _keep_budget(bench: Bench, study: optuna.Study) -> None:
 
 
 def _budget(config: BudgetConfig) -> Budget:
-    return Budget(trials=config.trial_limit(), deadline=config.deadline(datetime.now()))
+    return Budget(
+        trials=config.trial_limit(),
+        documents=config.documents,
+        deadline=config.deadline(datetime.now()),
+    )
 
 
-def _sampler_choice(bench: Bench) -> tuple[str, str]:
+def _trial_documents(bench: Bench) -> int:
+    """Documents of a trial that is scored in full, each kind counted."""
+    return len(bench.goal.trial_kinds) * sum(map(len, bench.documents("search").values()))
+
+
+def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     """(name, reason); UserError for a sampler that cannot propose this space."""
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
-        return choose_sampler(distributions)
+        trials = budget.full_trials(_trial_documents(bench))
+        return choose_sampler(distributions, trials, max(1, len(bench.goal.parts)))
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     if name in NO_CATEGORIES and categories:
         raise UserError(
             f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
             f"{', '.join(categories[:3])}; use trust_region, catcma or tpe, or one method"
+        )
+    if name in ONE_OBJECTIVE and bench.goal.several:
+        others = ", ".join(known for known in SAMPLERS if known not in ONE_OBJECTIVE)
+        raise UserError(
+            f"{bench.loaded.file}: sampler: {name} climbs a single objective, and there are "
+            f"{len(bench.goal.parts)}; use auto, or one of {others}"
         )
     return name, "as configured"
 

@@ -29,7 +29,7 @@ def test_the_quickstart_is_valid() -> None:
         ("trials: 16", "trials: 0", "budget.trials: .*greater than or equal to 1, got 0"),
         ("trials: 16", "until: 0730", "expected a clock time in quotes"),
         ("limit: 16", "limt: 16", "tasks.capital.limt: unknown key; did you mean 'limit'"),
-        ("limit: 16", "weight: -1", "tasks.capital.weight: .*greater than 0, got -1"),
+        ("limit: 16", "weight: -1", "tasks.capital.weight: .*greater than or equal to 0, got -1"),
         ("depth: global", "ranges: {wieght: [0, 1]}", "did you mean 'weight'"),
         ("depth: global", "ranges: {weight: [1, 0]}", "low < high"),
         ("depth: global", "ranges: {density: [0, 1]}", "no method of space.methods uses it"),

@@ -64,6 +64,7 @@ def test_a_mixed_search_runs_to_a_verdict_and_its_export_scores_the_same(
     mixed: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = mixed()
+    config.write_text(f"{config.read_text()}normalise: raw\n")
     outcome = search(load_config(config, allow_code=True))
     assert outcome.verdict is not None
     assert outcome.verdict.gain.low is not None  # every metric is a mean over documents

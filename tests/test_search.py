@@ -33,12 +33,11 @@ def test_a_search_runs_to_a_verdict_and_its_export_reloads(small: Small, tmp_pat
     outcome = search(small(trials=18))
     assert outcome.verdict is not None
     report = read_run(outcome.folder)
-    assert report.counts() == {"complete": 18}
+    assert report.counts() == {"complete": 13, "step": 5}
     assert report.state() == "finished"
     names = [record.baseline for record in report.records]
     assert names[:4] == ["base", "dial", "past", "linear"]
     assert outcome.verdict.winner in report.holdout
-    assert (report.trials()["state"] == "complete").all()
     draw_run(outcome.folder, tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 10_000
 
@@ -103,7 +102,7 @@ def test_a_lack_of_memory_is_recorded_and_the_search_goes_on(
     monkeypatch.setattr(token_model, "run_pass", scarce)
     outcome = search(small("early_stopping: false\nbatch_tokens: 800\n", trials=3))
     report = read_run(outcome.folder)
-    assert report.counts() == {"complete": 3, "waiting": 9}
+    assert report.counts() == {"complete": 3, "waiting": 8}
     first = ["800 tokens in a forward pass: 400 from here"]
     first += ["400 tokens in a forward pass: 200 from here"]
     assert report.records[0].remarks == tuple(f"out of memory with {text}" for text in first)
@@ -115,7 +114,7 @@ def test_a_lack_of_memory_is_recorded_and_the_search_goes_on(
 
 def test_a_search_with_activations_exports_what_it_scored(small: Small, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("capital Turkey: Ankara\npast drug: drugged\n" * 40)
-    config = small("calibration: {file: text.txt, tokens: 500}\n", trials=15, methods="regmean")
+    config = small("calibration: {file: text.txt, tokens: 500}\n", trials=16, methods="regmean")
     outcome = search(config)
     ours = [r for r in read_run(outcome.folder).records if r.recipe.rules[0].method == "regmean"]
     assert len(ours) == 3
@@ -133,16 +132,16 @@ def test_a_search_with_activations_exports_what_it_scored(small: Small, tmp_path
 
 
 def test_the_same_command_resumes_and_another_configuration_is_refused(small: Small) -> None:
-    first = search(small("sampler: random\n", trials=5))
+    first = search(small("sampler: random\nguide: none\n", trials=5))
     before = {r.number: r.value for r in read_run(first.folder).records if r.value is not None}
     assert len(before) == 5
-    search(small("sampler: random\n", trials=14))
+    search(small("sampler: random\nguide: none\n", trials=14))
     after = {r.number: r.value for r in read_run(first.folder).records}
     assert {number: after[number] for number in before} == before
     assert sum(value is not None for value in after.values()) == 14
     fingerprints = [r.fingerprint for r in read_run(first.folder).records if r.value is not None]
     assert len(set(fingerprints)) == len(fingerprints)
-    changed = small("sampler: random\nseed: 7\n", trials=14)
+    changed = small("sampler: random\nguide: none\nseed: 7\n", trials=14)
     with pytest.raises(UserError, match=r"seed: 0 -> 7(.|\n)*--fork"):
         search(changed)
     forked = search(changed, fork=True)
@@ -183,12 +182,14 @@ def test_a_killed_search_loses_at_most_the_trial_under_way(small: Small) -> None
     assert finished.items() <= {r.number: r.value for r in records}.items()
     assert not any(record.state in ("running", "waiting") for record in records)
     complete = [record for record in records if record.state == "complete"]
-    assert len(complete) == 26
-    assert len({record.fingerprint for record in complete}) == 26
+    steps = [record for record in records if record.state == "step"]
+    assert len(complete) + len(steps) == 26
+    assert len({record.fingerprint for record in complete}) == len(complete)
+    assert [record.step for record in steps] == list(range(len(steps)))
     for record in records:
         if record.state == "interrupted" and record.recipe_mapping is not None:
             assert len([r for r in records if r.retry_of == record.number]) == 1
-            assert record.recipe.fingerprint() in {r.fingerprint for r in complete}
+            assert record.recipe.fingerprint() in {r.fingerprint for r in (*complete, *steps)}
 
 
 def test_ctrl_c_finishes_the_trial_and_says_how_to_go_on(small: Small) -> None:

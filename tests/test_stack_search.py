@@ -24,7 +24,7 @@ def stacked(small: Small, stack: str, *, trials: int, name: str) -> Path:
 
 
 def test_stacks_alone_and_after_a_search_of_parameters(small: Small, tmp_path: Path) -> None:
-    config = stacked(small, "{depth: [3, 6], scale: [0.6, 1.2]}", trials=16, name="alone")
+    config = stacked(small, "{depth: [3, 6], scale: [0.6, 1.2]}", trials=19, name="alone")
     alone = search(config)
     assert alone.verdict is not None
     report = read_run(alone.folder)

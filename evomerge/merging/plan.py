@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from evomerge.architectures import Place, check_scalable, place, writes_to_residual
+from evomerge.architectures import check_scalable, place, writes_to_residual
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.feed import feed
 from evomerge.merging.job import Job
@@ -50,7 +50,6 @@ def _plan_rules(recipe: Recipe, models: Models) -> dict[str, Job]:
             raise UserError(f"rules.{number} ({rule.label()}): {error}") from None
     used: set[int] = set()
     jobs = {}
-    last = models.stacks.depth - 1
     for slot in models.layout.slots.values():
         where = place(slot.name)
         covering = [
@@ -63,7 +62,7 @@ def _plan_rules(recipe: Recipe, models: Models) -> dict[str, Job]:
         used |= set(covering)
         for number in covering:
             rule, (method, parameters) = recipe.rules[number], resolved[number]
-            scaled = _with_lines(rule, parameters, where, last)
+            scaled = _with_lines(rule, parameters, slot.name, models.stacks.depth)
             jobs[slot.name] = _job(slot, recipe, rule, method, scaled)
     if idle := sorted(set(range(len(recipe.rules))) - used):
         rule = recipe.rules[idle[0]]
@@ -213,15 +212,23 @@ def _check_needs(recipe: Recipe, method: Method) -> None:
 
 
 def _with_lines(
-    rule: Rule, parameters: dict[str, Value], where: Place, last: int
+    rule: Rule, parameters: dict[str, Value], slot: str, layers: int
 ) -> dict[str, Value]:
     """The parameters with `lambda` scaled by depth, where the rule asks for LiNeS."""
     if rule.lines is None:
         return parameters
-    after = where.part in ("final_norm", "head")
-    depth = (where.layer or 0) / max(1, last) if where.layer is not None else float(after)
-    scale = rule.lines.alpha + rule.lines.beta * depth
+    scale = lines_scale(rule, slot, layers)
     return {**parameters, "lambda": number_of(parameters, "lambda") * scale}
+
+
+def lines_scale(rule: Rule, slot: str, layers: int) -> float:
+    """What a rule's LiNeS multiplies `lambda` of a tensor by, in a model of so many layers."""
+    if rule.lines is None:
+        return 1.0
+    where = place(slot)
+    after = where.part in ("final_norm", "head")
+    depth = float(after) if where.layer is None else where.layer / max(1, layers - 1)
+    return rule.lines.alpha + rule.lines.beta * depth
 
 
 def _job(

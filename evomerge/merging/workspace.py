@@ -1,6 +1,6 @@
 """The live model: loaded once, then overwritten in place by one candidate after the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from evomerge.architectures import place
 from evomerge.errors import CandidateError, UserError
 from evomerge.merging.feed import feed
+from evomerge.merging.gradients import recipe_slopes
 from evomerge.merging.job import Job
 from evomerge.merging.layout import Layout, live_views
 from evomerge.merging.models import Models
@@ -16,6 +17,7 @@ from evomerge.merging.offloaded import used_on
 from evomerge.merging.plan import check_finite, merge_job, plan_merge
 from evomerge.merging.stacking import LayerPool, Stack
 from evomerge.methods.apply import Pass, chunked
+from evomerge.methods.derivative import Slopes
 from evomerge.recipe import BASE, Recipe
 
 
@@ -100,6 +102,12 @@ class Workspace:
             self._written.clear()
             raise
         self.holds = fingerprint
+
+    def slopes(self, recipe: Recipe, terms: Iterable[torch.Tensor]) -> tuple[Slopes, ...]:
+        """How Σ terms, scores of the weights that are there now, changes with the numbers of each
+        rule of `recipe`, which made them; see `recipe_slopes`."""
+        assert self.holds == recipe.fingerprint()
+        return recipe_slopes(recipe, self._models, self.model, terms)
 
     def _arrange(self, recipe: Recipe, jobs: Sequence[Job]) -> None:
         """Gives the live model the layers of the recipe's stack, if it has not got them."""

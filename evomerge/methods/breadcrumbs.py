@@ -83,6 +83,7 @@ BREADCRUMBS = Method(
     coefficients=_coefficients,
     combine=_combine,
     needs_base=True,
+    zero_is_absent=True,
     needs=frozenset({"thresholds"}),
 )
 
@@ -95,5 +96,6 @@ BREADCRUMBS_TIES = Method(
     coefficients=_coefficients_of_election,
     combine=_combine_ties,
     needs_base=True,
+    zero_is_absent=True,
     needs=frozenset({"thresholds"}),
 )

@@ -55,4 +55,5 @@ CORE_SPACE = replace(
     parameters=PARAMETERS,
     matrix=Matrix(factors=_factors, compose=_compose),
     needs=frozenset({"factors"}),
+    zero_is_absent=False,
 )

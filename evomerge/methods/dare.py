@@ -77,6 +77,7 @@ DARE_LINEAR = Method(
     coefficients=_coefficients,
     combine=_combine_linear,
     needs_base=True,
+    zero_is_absent=True,
     needs=frozenset({"mask"}),
 )
 
@@ -89,5 +90,6 @@ DARE_TIES = Method(
     coefficients=_coefficients_of_ties,
     combine=_combine_ties,
     needs_base=True,
+    zero_is_absent=True,
     needs=frozenset({"mask"}),
 )

@@ -106,6 +106,7 @@ DELLA = Method(
     combine=_combine,
     aids=_ranks,
     needs_base=True,
+    zero_is_absent=True,
     needs=frozenset({"mask", "row ranks"}),
 )
 
@@ -119,5 +120,6 @@ DELLA_LINEAR = Method(
     combine=_combine_linear,
     aids=_ranks,
     needs_base=True,
+    zero_is_absent=True,
     needs=frozenset({"mask", "row ranks"}),
 )

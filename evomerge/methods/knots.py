@@ -57,4 +57,5 @@ KNOTS = replace(
     parameters=PARAMETERS,
     matrix=Matrix(factors=_factors, compose=_compose),
     needs=frozenset({"factors"}),
+    zero_is_absent=False,
 )

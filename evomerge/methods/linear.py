@@ -43,4 +43,5 @@ LINEAR = Method(
     coefficients=_coefficients,
     combine=weighted_sources,
     needs_base=False,
+    zero_is_absent=True,
 )

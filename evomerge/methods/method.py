@@ -77,6 +77,8 @@ class Parameter:
     """Explored by default; otherwise fixed at `default` unless its user gives a range."""
     step: float | None = None
     """Grid on which a search proposes values; None: continuous."""
+    smooth: bool = False
+    """Merged tensors are differentiable in it, where masks and elected signs are held."""
 
 
 class Inputs(NamedTuple):
@@ -194,6 +196,9 @@ class Method:
     aids: Aids | None = None
     matrix: Matrix | None = None
     solve: Solve | None = None
+    zero_is_absent: bool = False
+    """Whether a source of weight 0 leaves no trace: the result is that without it, bit by bit but
+    for the sign of zeros."""
     needs: frozenset[Need] = frozenset()
     """Which statistics it asks for; `mask`: the keys of random masks."""
 

@@ -32,6 +32,7 @@ NEARSWAP = Method(
             help="largest change of an entry",
             high=0.01,
             minimum=0.0,
+            smooth=True,
         ),
     ),
     coefficients=_coefficients,

@@ -15,6 +15,7 @@ WEIGHT = Parameter(
     help="how much of each source",
     high=1.2,
     per_source=True,
+    smooth=True,
 )
 
 LAMBDA = Parameter(
@@ -23,6 +24,7 @@ LAMBDA = Parameter(
     help="scale of the merged task vector",
     high=1.5,
     searched=False,
+    smooth=True,
 )
 
 

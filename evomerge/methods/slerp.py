@@ -33,6 +33,7 @@ SLERP = Method(
             help="way from the first source (0) to the second (1)",
             minimum=0.0,
             maximum=1.0,
+            smooth=True,
         ),
     ),
     coefficients=_coefficients,

@@ -1,6 +1,7 @@
 """The documentation of the methods, from their rows."""
 
 from evomerge.methods import METHODS
+from evomerge.methods.derivative import smooth_parameters
 from evomerge.methods.method import Method, Parameter
 
 _HEAD = """\
@@ -18,10 +19,10 @@ _PARAMETERS = """
 ## Parameters
 
 "Explored" is the range of a search whose `space.ranges` says nothing; "fixed" parameters keep their
-default unless it does.
+default unless it does. "Gradient": whether `guide: gradient` can move it.
 
-| method | parameter | meaning | default | explored |
-|---|---|---|---|---|
+| method | parameter | meaning | default | explored | gradient |
+|---|---|---|---|---|---|
 """
 
 
@@ -29,7 +30,8 @@ def methods_table() -> str:
     """Markdown: every method with its formula, paper, sources; every parameter with its range."""
     rows = [_row(method) for method in METHODS.values()]
     parameters = [
-        f"| {method.name} | {row.name} | {row.help}{_kind(row)} | {_default(row)} | {_range(row)} |"
+        f"| {method.name} | {row.name} | {row.help}{_kind(row)} | {_default(row)} | {_range(row)} "
+        f"| {'yes' if row.name in smooth_parameters(method) else 'no'} |"
         for method in METHODS.values()
         for row in method.parameters
     ]

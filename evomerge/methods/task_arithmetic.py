@@ -29,4 +29,5 @@ TASK_ARITHMETIC = Method(
     coefficients=_coefficients,
     combine=_combine,
     needs_base=True,
+    zero_is_absent=True,
 )

@@ -51,5 +51,6 @@ TIES = Method(
     coefficients=_coefficients,
     combine=_combine,
     needs_base=True,
+    zero_is_absent=True,
     needs=frozenset({"thresholds"}),
 )

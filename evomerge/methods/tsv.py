@@ -53,4 +53,5 @@ TSV = replace(
     formula="w0 + λ U⊥ diag(p_i Σ_i) V⊥ᵀ of the whitened largest singular vectors of the δ_i",
     matrix=Matrix(factors=_factors, compose=_compose),
     needs=frozenset({"factors"}),
+    zero_is_absent=False,
 )

@@ -22,6 +22,7 @@ from pathlib import Path
 from torch import nn
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.scoring.gradient import Differentiable, SmoothTerms
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.means import MeanScores, refuse_unknown
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
@@ -64,6 +65,25 @@ class BitsPerByte:
         """Begins to score the weights that `model` holds now."""
         language_model = self._language_models.start(model)
         return BitsPerByteScoring(self._texts, language_model, smooth="smooth" in kinds)
+
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+        """See `Scorer`."""
+        language_model = self._language_models.start(model)
+        encoder = language_model.encoder
+
+        def differentiable(task: str, number: int) -> Differentiable:
+            text = self._texts[task][number]
+            count = encoder.count(text)
+            return Differentiable(
+                place=(task, number),
+                texts=(encoder.pairs(text),),
+                score=lambda found: found[0] / count,
+            )
+
+        return language_model.smooth_terms(
+            (differentiable(task, number) for task, own in documents.items() for number in own),
+            tokens=tokens,
+        )
 
 
 class BitsPerByteScoring:

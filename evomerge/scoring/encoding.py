@@ -25,9 +25,11 @@ class Encoder:
 
     def count(self, *request: str) -> int:
         """Number of tokens of a (context, continuation)'s continuation, or of a text alone."""
-        if len(request) == 1:
-            return sum(len(continuation) for _, continuation in self.windows(request[0]))
-        return len(self.pair(*request)[1])
+        return sum(len(continuation) for _, continuation in self.pairs(*request))
+
+    def pairs(self, *request: str) -> tuple[Pair, ...]:
+        """A (context, continuation) as tokens, or the windows of a text alone."""
+        return tuple(self.windows(*request)) if len(request) == 1 else (self.pair(*request),)
 
     def pair(self, context: str, continuation: str) -> Pair:
         """Tokens of both; UserError where the continuation has none or too many."""

@@ -22,6 +22,7 @@ from evomerge.scoring.answers import Generated, examine
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.extraction import Extraction
 from evomerge.scoring.generator import Generator
+from evomerge.scoring.gradient import Differentiable, SmoothTerms
 from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, refuse_code
@@ -134,6 +135,24 @@ class Harness:
             kinds,
             kept_tokens=self._kept_tokens,
         )
+
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+        """See `Scorer`."""
+        language_model = self.language_models.start(model)
+        found = []
+        for name, numbers in documents.items():
+            smooth = self._smooth[name]
+            for number in numbers:
+                texts = smooth.references(number) or tuple(
+                    request.args for request in self._tasks[name].documents[number].requests
+                )
+                counts = [language_model.encoder.count(*text) for text in texts]
+                score = smooth.differentiable(number, counts)
+                if score is None:
+                    continue
+                encoded = tuple(language_model.encoder.pairs(*text) for text in texts)
+                found.append(Differentiable(place=(name, number), texts=encoded, score=score))
+        return language_model.smooth_terms(found, tokens=tokens)
 
     def _read_tokens(self, model: LanguageModel) -> KeptTokens:
         tasks = {

@@ -4,9 +4,9 @@ Nothing that depends on the weights is kept from one candidate to the next.
 """
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from evomerge.scoring.answers import Generated
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.encoding import Encoder
 from evomerge.scoring.generator import Answer, Generator
+from evomerge.scoring.gradient import Differentiable, SmoothTerms, smooth_terms
 from evomerge.scoring.greedy import decodes_greedily
 from evomerge.scoring.logits import input_device
 from evomerge.scoring.stopping import StopCheck
@@ -117,6 +118,14 @@ class LanguageModel:
         windows = [self.encoder.windows(text) for text in texts]
         scores = iter(self._tokens.log_likelihoods([pair for pairs in windows for pair in pairs]))
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
+
+    def smooth_terms(self, documents: Iterable[Differentiable], *, tokens: int) -> SmoothTerms:
+        """Their smooth scores, with the graph of how they come from the weights.
+
+        tokens: in a pass, rows times columns. Raises torch.OutOfMemoryError."""
+        limits = replace(self._tokens.limits, tokens=tokens)
+        length = self.encoder.max_length
+        return smooth_terms(self.model, documents, limits=limits, max_length=length)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Generated]:

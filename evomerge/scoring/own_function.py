@@ -27,6 +27,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.means import MeanScores, refuse_unknown
 from evomerge.scoring.scorecard import DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
@@ -73,6 +74,10 @@ class OwnFunctions:
 
     def smooth(self, task: str) -> None:
         """There is none."""
+
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+        """None: functions have no smooth score."""
+        return iter(())
 
     def start(self, model: nn.Module, kinds: AbstractSet[Kind] = KINDS) -> "FunctionScoring":
         """Begins to score the weights that `model` holds now; kinds: without "metric", no

@@ -60,6 +60,8 @@ class Scorecard:
     """By phase: "model" for forward passes and decoding, "metric" for all else."""
     remarks: tuple[str, ...] = field(default=(), compare=False)
     """What was not done as usual, in words: memory that ran out, beginnings that are not shared."""
+    taken_over: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Kind ("metric", "smooth") -> documents whose scores were known and not computed again."""
 
     def metric(self, task: str, name: str) -> Metric:
         """The metric of that task and "metric,filter" name; KeyError if it was not scored."""
@@ -84,6 +86,7 @@ def joined(first: Scorecard, second: Scorecard) -> Scorecard:
         answers={**second.answers, **first.answers},
         seconds={p: first.seconds.get(p, 0.0) + second.seconds.get(p, 0.0) for p in phases},
         remarks=tuple(dict.fromkeys((*first.remarks, *second.remarks))),
+        taken_over={**second.taken_over, **first.taken_over},
     )
 
 
@@ -101,12 +104,13 @@ def joined_documents(
     return result
 
 
-def count_documents(scores: Mapping[str, DocumentScores], kinds: Iterable[str]) -> dict[str, int]:
+def count_documents(card: Scorecard, kinds: Iterable[str]) -> dict[str, int]:
     """Kind ("metric", "smooth") -> how many documents were scored so, of all tasks."""
     counts = {}
+    scores = card.per_document.values()
     for kind in sorted(kinds):
-        counted = (s for s in scores.values() if kind == "metric" or SMOOTH in s.values)
-        counts[kind] = sum(len(own.documents) for own in counted)
+        counted = (own for own in scores if kind == "metric" or SMOOTH in own.values)
+        counts[kind] = sum(len(own.documents) for own in counted) - card.taken_over.get(kind, 0)
     return counts
 
 

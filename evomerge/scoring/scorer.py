@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from torch import nn
 
+from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.scorecard import DocumentScores, Scorecard
 
 Documents = Mapping[str, Sequence[int]]
@@ -56,6 +57,15 @@ class Scorer(Protocol):
         """Begins to score the weights that `model` holds now.
 
         Equal weights and equal documents give equal scores, whatever was scored before.
+        """
+        ...
+
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+        """The smooth scores of documents with the graph of how they come from the weights that
+        `model` holds now; documents without a reference are left out. tokens: in a pass, rows
+        times columns.
+
+        Raises CandidateError where one is NaN, torch.OutOfMemoryError where memory runs out.
         """
         ...
 

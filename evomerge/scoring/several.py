@@ -7,6 +7,7 @@ from functools import reduce
 
 from torch import nn
 
+from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.means import refuse_unknown
 from evomerge.scoring.scorecard import DocumentScores, Scorecard, joined
 from evomerge.scoring.scorer import KINDS, Documents, Kind, Scorer, Scoring
@@ -43,6 +44,13 @@ class Scorers:
         """Begins to score the weights that `model` holds now, with every part."""
         started = {id(part): part.start(model, kinds) for part in self._part_of.values()}
         return ScoringOfSeveral({t: started[id(part)] for t, part in self._part_of.items()})
+
+    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+        """Part after part."""
+        for part in {id(part): part for part in self._part_of.values()}.values():
+            own = {n: numbers for n, numbers in documents.items() if self._part_of[n] is part}
+            if own:
+                yield from part.smooth_terms(model, own, tokens=tokens)
 
 
 class ScoringOfSeveral:

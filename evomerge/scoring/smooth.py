@@ -8,10 +8,11 @@ Where answers end with a line break, that or the end of the text, the more proba
 reference, so that answers which do not end count less.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from evomerge.scoring.tasks import PreparedDocument, PreparedTask
 
@@ -54,17 +55,37 @@ class SmoothScores:
             return float("nan")
         if self._kind(number) != "multiple_choice":
             return max(x / count for x, count in zip(log_likelihoods, tokens, strict=True))
-        document = self._document(number)
-        choices = document.task.doc_to_choice(_doc(document))
-        scores = np.array(log_likelihoods[: len(choices)])
-        if self._prepared.objective.startswith("acc_norm"):
-            scores = scores / [len(choice) for choice in choices]
-        elif self._prepared.objective.startswith("acc_bytes"):
-            scores = scores / [len(choice.encode()) for choice in choices]
-        right = self._right_choices(number)
+        right, lengths = self._right_choices(number), self._lengths(number)
         if not right:
             return float("nan")
+        scores = np.array(log_likelihoods[: len(lengths)]) / lengths
         return float(np.logaddexp.reduce(scores[right]) - np.logaddexp.reduce(scores))
+
+    def differentiable(
+        self, number: int, tokens: Sequence[int]
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """As `value`, but from a tensor of the log-likelihoods to a tensor; None for NaN."""
+        if self._kind(number) != "multiple_choice":
+            return (lambda found: (found / found.new_tensor(tokens)).max()) if tokens else None
+        right, lengths = self._right_choices(number), self._lengths(number)
+        if not right:
+            return None
+
+        def score(found: torch.Tensor) -> torch.Tensor:
+            scores = found[: len(lengths)] / found.new_tensor(lengths)
+            return scores[right].logsumexp(0) - scores.logsumexp(0)
+
+        return score
+
+    def _lengths(self, number: int) -> list[int]:
+        """What the log-likelihoods of the choices are divided by."""
+        document = self._document(number)
+        choices = document.task.doc_to_choice(_doc(document))
+        if self._prepared.objective.startswith("acc_norm"):
+            return [len(choice) for choice in choices]
+        if self._prepared.objective.startswith("acc_bytes"):
+            return [len(choice.encode()) for choice in choices]
+        return [1] * len(choices)
 
     def _kind(self, number: int) -> str:
         return str(self._document(number).task.OUTPUT_TYPE)

@@ -130,18 +130,19 @@ class TokenModel:
     def _plan_anew(self) -> None:
         """Plans made before do not fit the budget any more."""
         vocabulary: int = self._model.config.get_text_config().vocab_size
-        self._limits = self._budget.limits(vocabulary, self._window)
+        self.limits = self._budget.limits(vocabulary, self._window)
+        """Of a forward pass."""
         self._plans.clear()
 
     def _no_trunks(self) -> Trunks:
-        return Trunks(self._model, tokens=self._limits.tokens, held=self._limits.held)
+        return Trunks(self._model, tokens=self.limits.tokens, held=self.limits.held)
 
     def _planned(self, pairs: Sequence[Pair]) -> list[ForwardPass]:
         """The passes over these pairs, made at the first call."""
         key = tuple(map(id, pairs))
         if key not in self._plans:
             share = self._alone is None
-            plan = plan_passes(pairs, max_length=self._max_length, limits=self._limits, share=share)
+            plan = plan_passes(pairs, max_length=self._max_length, limits=self.limits, share=share)
             device = input_device(self._model)
             if len(self._plans) == _PLANS:
                 self._plans.clear()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -17,6 +17,7 @@ from evomerge.scoring.scorecard import (
     to_json,
     write_documents,
 )
+from evomerge.searching.front import eligible, pareto_front, rank_fronts
 from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective
 from evomerge.searching.record import POINTS, TrialRecord, read_trials
@@ -31,16 +32,16 @@ VERDICT = "verdict"
 
 
 def rank(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
-    """Complete trials of distinct weights, the best on the search documents first.
+    """Complete trials of distinct weights that keep all limits, the best on the search documents
+    first.
 
     For the goal `both`, leaders and baselines whose points are known come first, best points
-    first, equal ones by the smooth value; then the others by the smooth value.
+    first, equal ones by the smooth value; then the others by the smooth value. Of several
+    objectives front by front.
     """
-    distinct: dict[str | None, TrialRecord] = {}
-    for record in records:
-        if record.value is not None:
-            distinct.setdefault(record.fingerprint, record)
-    ranked = sorted(distinct.values(), key=lambda r: -(r.value or 0.0))
+    if goal.several:
+        return rank_fronts(eligible(records), goal)
+    ranked = sorted(eligible(records), key=lambda r: -(r.value or 0.0))
     if goal.kind != "both":
         return ranked
     points = {
@@ -83,7 +84,7 @@ def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:
     if goal.kind != "both":
         return []
     tried = {key for key in study.user_attrs if key.startswith(f"{POINTS}:")}
-    smooth = Goal(kind="smooth", points=goal.points)
+    smooth = replace(goal, kind="smooth")
     return [
         record
         for record in rank(read_trials(study), smooth)[: goal.leaders]
@@ -106,15 +107,18 @@ def score_points(
     later = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
-        "documents": count_documents(scorecard.per_document, ["metric"]),
+        "documents": count_documents(scorecard, ["metric"]),
         "seconds": dict(seconds),
     }
     study.set_user_attr(name, later)
 
 
 def to_score(study: optuna.Study, count: int, goal: Goal) -> list[TrialRecord]:
-    """The best `count` trials and every baseline, as far as the holdout has not seen them."""
+    """The best `count` trials (of several objectives: of the front) and every baseline, as far as
+    the holdout has not seen them."""
     records = read_trials(study)
+    if goal.several:
+        count = min(count, len(pareto_front(records, goal)[0]))
     seen = holdout_metrics(study.user_attrs)
     baselines = [r for r in records if r.baseline is not None and r.value is not None]
     wanted = {r.number: r for r in (*rank(records, goal)[:count], *baselines)}
@@ -194,6 +198,7 @@ def decide(study: optuna.Study, folder: RunFolder, goal: Goal, seed: int) -> Ver
     scored = scored_on_holdout(study, folder, goal.points)
     ranked = [record for record in rank(list(records.values()), goal) if record.number in scored]
     rivals = [number for number in scored if records[number].baseline is not None]
+    rivals = [number for number in rivals if records[number].feasible] or rivals
     if not ranked or not rivals:
         return None
     winner = ranked[0]

@@ -3,56 +3,76 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.trial import TrialState
 
-from evomerge.errors import EvomergeError, UserError
+from evomerge.errors import CandidateError, EvomergeError, UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import (
+    Metric,
     Scorecard,
     count_documents,
+    from_json,
     joined,
     read_documents,
     to_json,
     write_documents,
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
+from evomerge.searching.constraints import check_measured, violations
+from evomerge.searching.guidance import BACKWARD, Differentiate, Guide, Step
 from evomerge.searching.objective import Goal
-from evomerge.searching.racing import Incumbent, Race, Racing, Stop
+from evomerge.searching.racing import Incumbent, Race, Racing, Scores, Stop, difference
 from evomerge.searching.record import (
     BASELINE,
     FINGERPRINT,
+    GUIDE,
     IN_SPACE,
     RECIPE,
     RESULT,
+    SCORED,
+    SLOPES,
     WORKER,
     TrialRecord,
     read_trial,
+    read_trials,
     worker_stamp,
 )
+from evomerge.searching.references import settle
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.space import Space
-from evomerge.searching.study import best_complete, finished, scored_before
+from evomerge.searching.study import (
+    best_complete,
+    finished,
+    scored_before,
+    set_constraints,
+    tell,
+    untold,
+)
 
 log = logging.getLogger(__name__)
 
 _FAILURES_IN_A_ROW = 10
+_REPEATS_IN_A_ROW = 200  # of weights that are known: nothing new is left to propose
+Number = TypeVar("Number", int, float)
+Metrics = tuple[Metric, ...]
 
 
 class Evaluate(Protocol):
-    """Makes a recipe's weights and scores them on one side of the split, or on given documents."""
+    """Makes a recipe's weights and scores them on one side of the split, or on given documents (in
+    one block, or in several)."""
 
     def __call__(
         self,
         recipe: Recipe,
-        documents: Documents | Side,
+        documents: Documents | Side | Sequence[Documents],
         /,
         *,
         kinds: AbstractSet[Kind] = KINDS,
@@ -70,13 +90,24 @@ class Budget:
     """When the search ends: at whichever comes first."""
 
     trials: int | None = None
+    documents: int | None = None
+    """Search documents scored for all trials together, each kind counted."""
     deadline: datetime | None = None
 
-    def spent(self, finished_trials: int) -> bool:
+    def spent(self, finished_trials: int, documents: int) -> bool:
         """Whether no further trial may start."""
-        return (self.trials is not None and finished_trials >= self.trials) or (
-            self.deadline is not None and datetime.now() >= self.deadline
+        return (
+            (self.trials is not None and finished_trials >= self.trials)
+            or (self.documents is not None and documents >= self.documents)
+            or (self.deadline is not None and datetime.now() >= self.deadline)
         )
+
+    def full_trials(self, documents: int) -> int | None:
+        """Trials of so many documents each that it allows, time aside; None: any number."""
+        limits = [] if self.trials is None else [self.trials]
+        if self.documents is not None:
+            limits.append(-(-self.documents // documents))
+        return min(limits, default=None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,9 +122,17 @@ class Loop:
     budget: Budget
     racing: Racing | None = None
     """None: every trial is scored in full."""
+    guide: Guide | None = None
+    """Queues steps along the gradient; None: there are none."""
+    differentiate: Differentiate | None = None
+    """For the guide."""
     on_trial: Callable[[TrialRecord], None] = lambda record: None
     on_refusal: Callable[[str], None] = lambda reason: None
     """Told why no trial can be stopped early from now on."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources, whose scores may decide what values are."""
+    constrained: Documents = field(default_factory=dict)
+    """Tasks under constraint -> their search documents."""
     stop_asked: bool = False
     _incumbent: Incumbent | None = None
 
@@ -104,16 +143,27 @@ class Loop:
     def run(self) -> None:
         """Trials until the budget is spent or a stop was asked for.
 
+        Also ends where a budget of documents is left, but nothing but repeats is proposed.
         Raises UserError after ten failures in a row: then the mistake is not the candidates'.
         """
+        self._settle()
         self._remember()
         done = len(finished(self.study))
-        failures = 0
-        while not self.stop_asked and not self.budget.spent(done):
+        documents = sum(record.scored for record in read_trials(self.study))
+        failures = repeats = 0
+        while not self.stop_asked and not self.budget.spent(done, documents):
             record = self._trial()
             done += 1
+            documents += record.scored
             failures = failures + 1 if record.state == "failed" else 0
-            self.on_trial(record)
+            repeats = 0 if record.scored else repeats + 1
+            if record.state != SCORED:
+                self.on_trial(record)
+            self._settle()
+            if self.budget.documents is not None and repeats >= _REPEATS_IN_A_ROW:
+                # Repeats cost no documents, so the budget alone would never end the search.
+                log.warning("%d proposals in a row were known already: the search ends", repeats)
+                return
             if failures >= _FAILURES_IN_A_ROW:
                 raise UserError(
                     f"{failures} candidates in a row failed, the last with: {record.failure}. "
@@ -127,12 +177,53 @@ class Loop:
             metrics = self.goal.climbed.found(record.metrics)
             if self.racing is None or metrics is None or "same_as" in trial.user_attrs[RESULT]:
                 continue
+            if not record.feasible:
+                continue
             path = self.folder.documents("search", record.number)
             self.racing.add(record.number, read_documents(path), metrics)
 
+    def _settle(self) -> None:
+        """Once base and sources are scored, tells the trials whose values waited for them."""
+        waiting = untold(self.study)
+        if not self.goal.settled:
+            self.goal = settle(self.study, self.folder, self.goal, self.sources)
+        if not self.goal.settled:
+            return
+        if self.racing is not None:
+            self.racing.objective = self.goal.climbed
+        if self.guide is not None:
+            self.guide.goal = self.goal
+        for trial in waiting:
+            result = trial.user_attrs[RESULT]
+            scores = read_documents(self.folder.documents("search", trial.number))
+            # Its parameters stand: what it is made of now draws nothing.
+            again = optuna.Trial(self.study, trial._trial_id)
+            self._tell(again, result, scores, from_json(result["metrics"]))
+            self.on_trial(read_trial(self.study.get_trials(deepcopy=False)[trial.number]))
+
+    def _tell(
+        self, trial: optuna.Trial, result: Mapping[str, Any], scores: Scores, metrics: Metrics
+    ) -> None:
+        """The value of a trial that was scored in full, and by how much it breaks limits."""
+        climbed = self.goal.climbed.found(metrics)
+        broken = violations(self.goal.constraints, metrics)
+        assert climbed is not None
+        assert broken is not None
+        facts: dict[str, Any] = {"value": self.goal.climbed.value(climbed), "share": 1.0}
+        if broken:
+            facts["violations"] = broken
+        if self.goal.several:
+            facts["values"] = self.goal.values(self.goal.climbed, metrics)
+        tell(self.study, trial, {**result, **facts})
+        if self.racing is not None and max(broken.values(), default=0.0) <= 0:
+            self.racing.add(trial.number, scores, climbed)
+
     def _trial(self) -> TrialRecord:
         start = time.perf_counter()
+        if self.guide is not None:
+            self.guide.queue()
         trial = self.study.ask()
+        step = self.guide.step(trial) if self.guide is not None else None
         with self.folder.together():
             recipe = self._recipe(trial)
         fingerprint = recipe.fingerprint()
@@ -140,7 +231,9 @@ class Loop:
         trial.set_user_attr(RECIPE, recipe.to_mapping())
         trial.set_user_attr(FINGERPRINT, fingerprint)
         trial.set_user_attr(WORKER, worker_stamp())
-        if (twin := scored_before(self.study, fingerprint)) is not None:
+        if step is not None and step.documents is not None:
+            self._step(trial, recipe, step, seconds)
+        elif (twin := scored_before(self.study, fingerprint)) is not None:
             self._copy(trial, twin)
         else:
             self._score(trial, recipe, seconds)
@@ -156,10 +249,13 @@ class Loop:
         return Recipe.from_mapping(given)
 
     def _score(self, trial: optuna.Trial, recipe: Recipe, seconds: dict[str, float]) -> None:
-        baseline = BASELINE in trial.user_attrs
-        race = None if baseline else self._race()
+        baseline, guided = BASELINE in trial.user_attrs, GUIDE in trial.user_attrs
+        race = None if baseline or guided else self._race()
+        kinds = KINDS if baseline else self.goal.trial_kinds
         try:
-            scorecard, documents = self._scores(recipe, baseline, race, seconds)
+            scorecard, documents = self._scores(recipe, kinds, race, seconds)
+            if not (baseline or guided) and self._is_new_best(scorecard, race):
+                scorecard = self._with_metrics(recipe, "search", scorecard, documents, seconds)
             metrics = self.goal.climbed.metrics(scorecard)
         except EvomergeError as error:
             self._fail(trial, str(error), seconds)
@@ -170,8 +266,6 @@ class Loop:
             before = time.perf_counter()
             path = self.folder.documents("search", trial.number)
             write_documents(scorecard.per_document, path)
-            if self.racing is not None:
-                self.racing.add(trial.number, scorecard.per_document, metrics)
             seconds["record"] = time.perf_counter() - before
             result = {
                 "metrics": to_json(scorecard.metrics),
@@ -182,45 +276,118 @@ class Loop:
             if scorecard.remarks:
                 result["remarks"] = list(scorecard.remarks)
             if race is not None and race.stop is not None:
-                self._prune(trial, race.stop, result)
+                if self.racing is not None:
+                    self.racing.add(trial.number, scorecard.per_document, metrics)
+                self._prune(trial, race.stop, result, scorecard)
+            elif self.goal.settled:
+                self._tell(trial, result, scorecard.per_document, scorecard.metrics)
             else:
-                value = self.goal.climbed.value(metrics)
-                trial.set_user_attr(RESULT, {**result, "value": value, "share": 1.0})
-                self.study.tell(trial, value)
+                trial.set_user_attr(RESULT, {**result, "share": 1.0})
 
     def _scores(
-        self, recipe: Recipe, baseline: bool, race: Race | None, seconds: dict[str, float]
+        self,
+        recipe: Recipe,
+        kinds: AbstractSet[Kind],
+        race: Race | None,
+        seconds: dict[str, float],
     ) -> tuple[Scorecard, dict[str, int]]:
         """The scores, and how many documents were scored by kind; `seconds` grows by phase."""
-        kinds = KINDS if baseline else self.goal.trial_kinds
         go_on: GoOn = (lambda scores: True) if race is None else race.go_on
         scorecard, spent = self.evaluate(recipe, "search", kinds=kinds, go_on=go_on)
-        documents = count_documents(scorecard.per_document, kinds)
-        if self._is_new_best(scorecard, baseline, race):
-            more, further = self.evaluate(recipe, "search", kinds=frozenset({"metric"}))
-            scorecard = joined(scorecard, more)
-            documents |= count_documents(more.per_document, ["metric"])
-            spent = {k: spent.get(k, 0.0) + further.get(k, 0.0) for k in (*spent, *further)}
-        seconds |= spent
+        _add(seconds, spent)
+        documents = count_documents(scorecard, kinds)
+        if race is not None and race.stop is not None:
+            return scorecard, documents
+        if lacking := self._lacking(scorecard):
+            scorecard = self._with_metrics(recipe, lacking, scorecard, documents, seconds)
+        check_measured(self.goal.constraints, scorecard.metrics)
         return scorecard, documents
 
-    def _is_new_best(self, scorecard: Scorecard, baseline: bool, race: Race | None) -> bool:
+    def _lacking(self, scorecard: Scorecard) -> Documents:
+        """Tasks under constraint whose metrics what is climbed does not need."""
+        known = {(metric.task, metric.name) for metric in scorecard.metrics}
+        return {
+            constraint.task: self.constrained[constraint.task]
+            for constraint in self.goal.constraints
+            if (constraint.task, constraint.metric) not in known
+        }
+
+    def _with_metrics(
+        self,
+        recipe: Recipe,
+        where: Documents | Side,
+        scorecard: Scorecard,
+        documents: dict[str, int],
+        seconds: dict[str, float],
+    ) -> Scorecard:
+        """The same with the tasks' own metrics; `documents` and `seconds` grow."""
+        more, spent = self.evaluate(recipe, where, kinds=frozenset({"metric"}))
+        _add(seconds, spent)
+        _add(documents, count_documents(more, ["metric"]))
+        return joined(scorecard, more)
+
+    def _is_new_best(self, scorecard: Scorecard, race: Race | None) -> bool:
         """Whether the points, so far unknown, are to be shown as those of the best trial.
 
         Multiple choice has its own metric from the same passes as the smooth one.
         """
-        if self.goal.kind != "both" or baseline or (race is not None and race.stop is not None):
+        if self.goal.kind != "both" or self.goal.several or (race and race.stop is not None):
             return False
         if self.goal.points.value_of(scorecard.metrics) is not None:
+            return False
+        broken = violations(self.goal.constraints, scorecard.metrics) or {}
+        if any(amount > 0 for amount in broken.values()):
             return False
         best = best_complete(self.study)
         value = self.goal.climbed.value(self.goal.climbed.metrics(scorecard))
         return best is None or value > best.values[0]
 
+    def _step(
+        self, trial: optuna.Trial, recipe: Recipe, step: Step, seconds: dict[str, float]
+    ) -> None:
+        """Differentiates the smooth objective on some documents, and keeps the slopes."""
+        incumbent = self._best()
+        assert self.differentiate is not None
+        assert step.documents is not None
+        assert incumbent is not None  # guidance began at a complete trial
+        try:
+            found = self.differentiate(recipe, step.documents, self.goal.climbed.weights())
+        except CandidateError as error:
+            self._fail(trial, str(error), seconds)
+            return
+        write_documents(found.scores, self.folder.documents("search", trial.number))
+        seen = sum(len(own.documents) for own in found.scores.values())
+        above = difference(found.scores, incumbent, self.goal.climbed)
+        estimate = incumbent.value + (0.0 if above is None else above.value)
+        result = {
+            "metrics": to_json(found.metrics()),
+            "documents": {"smooth": BACKWARD * seen},
+            "seconds": {**seconds, **found.seconds},
+            "estimate": estimate,
+            "share": None,
+            "against": incumbent.number,
+            "because": f"step {step.number + 1} along the gradient of {seen} documents",
+            SLOPES: self.space.slopes(recipe, found.slopes),
+        }
+        trial.report(estimate, step=seen)
+        trial.set_user_attr(RESULT, result)
+        self.study.tell(trial, state=TrialState.PRUNED)
+
     def _race(self) -> Race | None:
         """Against the best complete trial; None where there is none, or no early stopping."""
+        incumbent = self._best() if self.racing is not None else None
+        if self.racing is None or incumbent is None:
+            return None
+        if (reason := self.racing.refusal(incumbent)) is not None:
+            self.racing = None
+            self.on_refusal(reason)
+            return None
+        return self.racing.race(incumbent)
+
+    def _best(self) -> Incumbent | None:
+        """The best complete trial with its scores; None where there is none."""
         best = best_complete(self.study)
-        if self.racing is None or best is None:
+        if best is None:
             return None
         if self._incumbent is None or self._incumbent.number != best.number:
             metrics = self.goal.climbed.found(read_trial(best).metrics)
@@ -231,22 +398,24 @@ class Loop:
                 metrics=metrics,
                 scores=read_documents(self.folder.documents("search", best.number)),
             )
-            if (reason := self.racing.refusal(self._incumbent)) is not None:
-                self.racing = None
-                self.on_refusal(reason)
-                return None
-        return self.racing.race(self._incumbent)
+        return self._incumbent
 
-    def _prune(self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any]) -> None:
-        facts = {
+    def _prune(
+        self, trial: optuna.Trial, stop: Stop, result: Mapping[str, Any], scorecard: Scorecard
+    ) -> None:
+        """Limits are told by the part of the documents, as far as that has the metrics."""
+        facts: dict[str, Any] = {
             "estimate": stop.estimate,
             "share": stop.share,
             "pruned": stop.reason,
             "against": stop.against,
             "because": stop.sentence,
         }
+        if broken := violations(self.goal.constraints, scorecard.metrics):
+            facts["violations"] = broken
         # Before the result: a trial with a result needs nothing more than to be told.
         trial.report(stop.estimate, step=stop.documents)
+        set_constraints(trial, broken or {})
         trial.set_user_attr(RESULT, {**result, **facts})
         self.study.tell(trial, state=TrialState.PRUNED)
 
@@ -269,8 +438,13 @@ class Loop:
         result = {**twin.user_attrs[RESULT], **copied}
         if "estimate" in result:
             trial.report(result["estimate"], step=max(twin.intermediate_values))
+            set_constraints(trial, result.get("violations", {}))
             trial.set_user_attr(RESULT, result)
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        trial.set_user_attr(RESULT, result)
-        self.study.tell(trial, result["value"])
+        tell(self.study, trial, result)
+
+
+def _add(total: dict[str, Number], more: Mapping[str, Number]) -> None:
+    for name, amount in more.items():
+        total[name] = total[name] + amount if name in total else amount

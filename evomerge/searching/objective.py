@@ -1,17 +1,26 @@
 """What a search climbs and what it is judged by: a weighted mean of the tasks' chosen metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from evomerge.errors import UserError
 from evomerge.scoring.scorecard import SMOOTH, Metric, Scorecard
 from evomerge.scoring.scorer import KINDS, Kind
+from evomerge.searching.constraints import Constraint
 
 GoalKind = Literal["metric", "smooth", "both"]
+Normalise = Literal["raw", "share", "spread"]
 DEFAULT_GOAL: GoalKind = "both"
-Unit = Literal["points", "nats"]
-"""Points: percent of the tasks' own metrics. Nats: of a log-probability."""
+Unit = Literal["points", "nats", "share", "spread"]
+"""Points: percent of the tasks' own metrics. Nats: of a log-probability. Share: of the gains of the
+best sources over the base. Spread: of the largest distances of a source from the base."""
+UNIT_NAMES: Mapping[Unit, str] = {
+    "points": "points",
+    "nats": "nats",
+    "share": "% of gain",
+    "spread": "% of spread",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,15 @@ class Target:
     metric: str
     """"metric,filter", as in the scorecard."""
     weight: float = 1.0
+    """0: it is scored, and may be constrained, but does not count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How a metric enters the objective: as (±value - zero) / unit."""
+
+    zero: float = 0.0
+    unit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +47,40 @@ class Objective:
 
     targets: Mapping[str, Target]
     """Task -> what counts of it."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """Task -> scale; empty: the metrics enter as they are."""
+    normalise: Normalise = "raw"
+    """What the scales are."""
 
     def value(self, metrics: Mapping[str, Metric]) -> float:
-        """Σ weight · ±value / Σ weight, from task -> metric."""
+        """Σ weight · (±value - zero) / unit / Σ weight, from task -> metric."""
         return sum(
-            share * (1 if metrics[task].higher_is_better else -1) * metrics[task].value
+            share * self.scaled(metrics[task], metrics[task].value)
             for task, share in self.shares().items()
         )
 
+    def scaled(self, metric: Metric, value: float) -> float:
+        """A value of that task's metric as it enters the objective."""
+        zero = self.scales[metric.task].zero if self.scales else 0.0
+        return ((value if metric.higher_is_better else -value) - zero) / self._unit(metric.task)
+
+    def slope(self, metric: Metric) -> float:
+        """By how much the task's term grows with the metric: ±1 / unit."""
+        return (1.0 if metric.higher_is_better else -1.0) / self._unit(metric.task)
+
+    def _unit(self, task: str) -> float:
+        return self.scales[task].unit if self.scales else 1.0
+
     def shares(self) -> dict[str, float]:
-        """Task -> its share of the objective; they sum to 1."""
-        total = sum(target.weight for target in self.targets.values())
-        return {task: target.weight / total for task, target in self.targets.items()}
+        """Task that counts -> its share of the objective; they sum to 1."""
+        counting = {task: target.weight for task, target in self.targets.items() if target.weight}
+        total = sum(counting.values())
+        return {task: weight / total for task, weight in counting.items()}
+
+    def weights(self) -> dict[str, float]:
+        """Task that counts -> by how much the objective grows with its metric, or falls where less
+        is better."""
+        return {task: share / self._unit(task) for task, share in self.shares().items()}
 
     def metrics(self, scorecard: Scorecard) -> dict[str, Metric]:
         """Task -> the metric that counts; KeyError where one was not scored."""
@@ -61,25 +101,36 @@ class Objective:
         found = self.found(metrics)
         return None if found is None else self.value(found)
 
+    def only(self, tasks: Iterable[str]) -> "Objective":
+        """Of these tasks alone."""
+        return replace(self, targets={task: self.targets[task] for task in tasks})
+
     def smooth(self) -> "Objective":
-        """The same tasks and weights, but of each task its smooth metric."""
+        """The same tasks and weights, but of each task that counts its smooth metric."""
         return Objective(
-            targets={t: Target(metric=SMOOTH, weight=x.weight) for t, x in self.targets.items()}
+            targets={
+                task: Target(metric=SMOOTH, weight=self.targets[task].weight)
+                for task in self.shares()
+            }
         )
 
     @property
     def unit(self) -> Unit:
         """Of its values."""
+        if self.normalise != "raw":
+            return self.normalise
         smooth = all(target.metric == SMOOTH for target in self.targets.values())
         return "nats" if smooth else "points"
 
 
 def amount(value: float, unit: Unit, *, sign: bool = False, digits: int = 1) -> str:
-    """`61.2 points`, `-0.412 nats`; sign: also before positive values. digits: of points."""
+    """`61.2 points`, `-0.412 nats`, `83.1 % of spread`; sign: also before positive values.
+
+    digits: of points and percent.
+    """
     plus = "+" if sign else ""
-    if unit == "points":
-        return f"{100 * value:{plus}.{digits}f} points"
-    return f"{value:{plus}.3f} nats"
+    number = f"{value:{plus}.3f}" if unit == "nats" else f"{100 * value:{plus}.{digits}f}"
+    return f"{number} {UNIT_NAMES[unit]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +139,8 @@ class Goal:
 
     metric: trials climb the tasks' metrics, and the best wins. smooth: they climb the smooth
     metrics, without generating answers, and the best wins. both: they climb the smooth metrics,
-    and of the leaders the best by the tasks' metrics wins. The verdict is always in the tasks' own
-    metrics, on the holdout documents.
+    and of the leaders the best by the tasks' metrics wins. The verdict is always by the tasks' own
+    metrics, in the objective's units, on the holdout documents.
     """
 
     kind: GoalKind
@@ -99,11 +150,47 @@ class Goal:
     """Why this kind."""
     leaders: int = 8
     """How many of the best by the smooth metrics are compared by the tasks' own, for `both`."""
+    normalise: Normalise = "raw"
+    """share, spread: metrics count by their distance from the base, in units of the best source's
+    gain, or of the largest distance of a source."""
+    normalise_reason: str = ""
+    smooth_scales: Mapping[str, Scale] = field(default_factory=dict)
+    """Task -> scale of its smooth metric; empty as `points.scales` are."""
+    constraints: tuple[Constraint, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Several objectives: name -> its tasks. Empty: one, of all tasks."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a front of best trials rather than one best trial."""
+        return bool(self.parts)
+
+    def split(self, objective: Objective) -> dict[str, Objective]:
+        """Name -> that objective of the tasks of each part."""
+        counting = objective.shares()
+        return {
+            name: objective.only(task for task in tasks if task in counting)
+            for name, tasks in self.parts.items()
+        }
+
+    def values(self, objective: Objective, metrics: Iterable[Metric]) -> list[float] | None:
+        """One value for each part; None where a metric was not scored."""
+        found = objective.found(metrics)
+        return None if found is None else [p.value(found) for p in self.split(objective).values()]
 
     @property
     def climbed(self) -> Objective:
         """What trials are told to the sampler by."""
-        return self.points if self.kind == "metric" else self.points.smooth()
+        if self.kind == "metric":
+            return self.points
+        smooth = self.points.smooth()
+        return replace(smooth, scales=self.smooth_scales, normalise=self.points.normalise)
+
+    @property
+    def settled(self) -> bool:
+        """Whether values can be told: they may depend on what base and sources score."""
+        scaled = self.normalise == "raw" or bool(self.points.scales)
+        return scaled and all(constraint.settled for constraint in self.constraints)
 
     @property
     def trial_kinds(self) -> frozenset[Kind]:
@@ -121,14 +208,30 @@ class Goal:
         return self.climbed if self.kind == "smooth" else self.points
 
     def text(self, value: float, metrics: Iterable[Metric], *, digits: int = 1) -> str:
-        """A trial's value, and its points where they are known beside it."""
+        """A trial's value, and its points where they are known beside it; of several objectives
+        each one's value, in points where they are known."""
+        if self.parts:
+            return self._text_of_parts(list(metrics), digits)
         points = None if self.kind == "metric" else self.points.value_of(metrics)
-        words = [] if points is None else [amount(points, "points", digits=digits)]
-        return ", ".join([*words, amount(value, self.climbed.unit, digits=digits)])
+        words = [] if points is None else [amount(points, self.points.unit, digits=digits)]
+        smooth = "smooth " if words and self.normalise != "raw" else ""
+        return ", ".join([*words, smooth + amount(value, self.climbed.unit, digits=digits)])
+
+    def _text_of_parts(self, metrics: list[Metric], digits: int) -> str:
+        shown = self.points if self.values(self.points, metrics) is not None else self.climbed
+        parts = zip(self.split(shown).items(), self.values(shown, metrics) or [], strict=True)
+        return ", ".join(f"{n} {amount(v, part.unit, digits=digits)}" for (n, part), v in parts)
 
     def facts(self) -> dict[str, Any]:
         """What a study keeps of it, beside the points' targets."""
-        return {"kind": self.kind, "reason": self.reason, "leaders": self.leaders}
+        return {
+            "kind": self.kind,
+            "reason": self.reason,
+            "leaders": self.leaders,
+            "normalise": self.normalise,
+            "normalise_reason": self.normalise_reason,
+            "parts": self.parts,
+        }
 
 
 def choose_goal(
@@ -145,7 +248,7 @@ def choose_goal(
     """
     kind = wanted or default
     reason = "as configured" if wanted else "the default"
-    lacking = [task for task in points.targets if smooth(task) is None]
+    lacking = [task for task in points.shares() if smooth(task) is None]
     if kind != "metric" and lacking:
         names = ", ".join(map(repr, lacking))
         if wanted is not None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import mean
 
+from evomerge.searching.constraints import broken_text
+from evomerge.searching.front import front_of
 from evomerge.searching.loop import Budget
 from evomerge.searching.objective import Goal, amount
 from evomerge.searching.record import TrialRecord
@@ -17,26 +19,46 @@ class Progress:
     budget: Budget
     goal: Goal
     done: int = 0
+    documents: int = 0
+    """Search documents scored for them, of all kinds."""
     failed: int = 0
     pruned: int = 0
+    steps: int = 0
+    """Along the gradient."""
+    infeasible: int = 0
+    """Trials scored in full that break a limit."""
     shares: list[float] = field(default_factory=list)
     """Of the search documents, how much was scored for each trial that scored any."""
+    front: list[TrialRecord] = field(default_factory=list)
+    """With several objectives: of what is climbed, by the first, best first."""
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
     _here: int = 0
+    _documents_here: int = 0
     _started: float = field(default_factory=time.monotonic)
 
     def add(self, record: TrialRecord, *, earlier: bool = False) -> None:
         """Counts a trial; `earlier`: one that another process finished, which tells no speed."""
-        if record.state not in ("complete", "pruned", "failed"):
+        if record.state not in ("complete", "step", "pruned", "failed"):
             return
         self.done += 1
-        self._here += not earlier
+        self.documents += record.scored
+        if not earlier:
+            self._here += 1
+            self._documents_here += record.scored
         self.failed += record.state == "failed"
         self.pruned += record.state == "pruned"
+        self.steps += record.state == "step"
         if record.share is not None and record.baseline is None:
             self.shares.append(record.share)
         if record.value is None:
+            return
+        if not record.feasible:
+            self.infeasible += 1
+            return
+        if self.goal.several:
+            known = [*self.front, record]
+            self.front = front_of(known, {one.number: one.values for one in known})
             return
         if _above(record, self.best):
             self.best = record
@@ -54,6 +76,9 @@ class Progress:
         rate = self.rate()
         if self.budget.trials is not None and rate:
             ends.append(timedelta(hours=(self.budget.trials - self.done) / rate))
+        if self.budget.documents is not None and self._documents_here:
+            pace = (time.monotonic() - self._started) / self._documents_here
+            ends.append(timedelta(seconds=(self.budget.documents - self.documents) * pace))
         if self.budget.deadline is not None:
             ends.append(self.budget.deadline - datetime.now())
         return max(min(ends), timedelta()) if ends else None
@@ -62,13 +87,21 @@ class Progress:
         """`trial 57/200 · best 61.2 points (trial 48) · best baseline 44.5 points (ties) · ...`"""
         limit = f"/{self.budget.trials}" if self.budget.trials is not None else ""
         words = [f"trial {self.done}{limit}"]
+        if self.budget.documents is not None:
+            words.append(f"{self.documents}/{self.budget.documents} documents")
         for name, record in (("best", self.best), ("best baseline", self.best_baseline)):
             if record is not None and record.value is not None:
                 value = self.goal.text(record.value, record.metrics)
                 words.append(f"{name} {value} ({record.name})")
+        if self.front:
+            words += self._front_words()
+        if self.steps:
+            words.append(f"{self.steps} gradient steps")
         if self.pruned:
             share = 100 * mean(self.shares) if self.shares else 100.0
             words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
+        if self.infeasible:
+            words.append(f"{self.infeasible} break constraints")
         if self.failed:
             words.append(f"{self.failed} failed")
         if (rate := self.rate()) is not None:
@@ -76,6 +109,15 @@ class Progress:
         if (left := self.remaining()) is not None:
             words.append(f"{timedelta(seconds=round(left.total_seconds()))} left")
         return " · ".join(words)
+
+    def _front_words(self) -> list[str]:
+        """`front of 5`, `best maths 61.2 points (trial 48)`, ..."""
+        words = [f"front of {len(self.front)}"]
+        for place, (name, part) in enumerate(self.goal.split(self.goal.climbed).items()):
+            best = max(self.front, key=lambda record: record.values[place])
+            value = amount(best.values[place], part.unit)
+            words.append(f"best {name} {value} ({best.name})")
+        return words
 
 
 def _above(record: TrialRecord, other: TrialRecord | None) -> bool:
@@ -88,7 +130,9 @@ def outcome_text(record: TrialRecord, goal: Goal) -> str:
     """How one trial ended, for the log."""
     if record.estimate is not None:
         estimate = amount(record.estimate, goal.climbed.unit, digits=2)
-        return f"pruned {record.pruned_because}; estimate {estimate}"
+        pruned = "" if record.state == "step" else "pruned "
+        return f"{pruned}{record.pruned_because}; estimate {estimate}"
     if record.value is None:
         return record.failure or record.state
-    return goal.text(record.value, record.metrics, digits=2)
+    text = goal.text(record.value, record.metrics, digits=2)
+    return "; ".join(filter(None, (text, broken_text(record.violations))))

@@ -126,7 +126,7 @@ def difference(scores: Scores, incumbent: Incumbent, objective: Objective) -> Di
         # Rounded like the kept scores: equal ones must differ by nothing.
         own = np.array(scores[task].values[name], dtype=np.float32).astype(np.float64)
         others = np.array(theirs.values[name], dtype=np.float64)
-        gains = _sign(incumbent.metrics[task]) * (own - others[places])
+        gains = objective.slope(incumbent.metrics[task]) * (own - others[places])
         gains = gains[~np.isnan(gains)]
         seen, total = len(gains), int((~np.isnan(others)).sum())
         if seen < 2:
@@ -163,10 +163,11 @@ class Racing:
 
     def refusal(self, incumbent: Incumbent) -> str | None:
         """Why nothing can be told from a part of the documents; None where it can."""
-        for task, target in self.objective.targets.items():
-            values = np.array(incumbent.scores[task].values[target.metric], dtype=np.float64)
+        for task in self.objective.shares():
+            metric = self.objective.targets[task].metric
+            values = np.array(incumbent.scores[task].values[metric], dtype=np.float64)
             if not is_mean(values[~np.isnan(values)], incumbent.metrics[task]):
-                return f"{target.metric} of task {task!r} is not a mean over documents"
+                return f"{metric} of task {task!r} is not a mean over documents"
         return None
 
     def falls_behind(self, rung: int, scores: Scores, incumbent: Incumbent) -> bool:
@@ -198,7 +199,7 @@ class Racing:
                 return None
             values: Any = scores[task].values[self.objective.targets[task].metric]
             chosen = np.array(values, dtype=np.float32).astype(np.float64)[places]
-            total += share * _sign(metrics[task]) * float(np.nanmean(chosen))
+            total += share * self.objective.scaled(metrics[task], float(np.nanmean(chosen)))
         return total
 
 
@@ -244,7 +245,3 @@ class Race:
             share=seen / total,
             sentence=sentence,
         )
-
-
-def _sign(metric: Metric) -> float:
-    return 1.0 if metric.higher_is_better else -1.0

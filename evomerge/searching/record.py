@@ -23,8 +23,11 @@ IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
 WORKER = "worker"  # host, pid, time of start
 RESULT = "result"  # value or estimate, metrics, answers, documents, seconds; or why it failed
+SCORED = "scored"  # state of a trial whose value waits for the scores of base and sources
+SLOPES = "slopes"  # in a result: parameter -> slope of the smooth objective
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one takes up again
 POINTS = "points"  # prefix of study attributes: `points:12` has what was scored later of trial 12
+GUIDE = "guide"  # of a guided trial: steps taken before it, and whether it looks at all documents
 CARRIED = "carried_from"  # run and number of the trial whose scores were taken over
 
 
@@ -34,14 +37,22 @@ class TrialRecord:
 
     number: int
     state: str
-    """complete, pruned (given up after some documents), failed (a candidate that could not be made
-    or scored), interrupted, running, waiting."""
+    """complete, step (along the gradient, on some documents), pruned (given up after some
+    documents), failed (a candidate that could not be made or scored), scored (its value waits for
+    the scores of base and sources), interrupted, running,
+    waiting."""
     baseline: str | None
     recipe_mapping: Mapping[str, Any] | None
     """As Recipe.to_mapping() made it."""
     fingerprint: str | None
     value: float | None
-    """What is climbed, on all search documents; higher is better. None unless complete."""
+    """What is climbed, on all search documents; higher is better. None unless complete. Of several
+    objectives the mean over all tasks."""
+    values: tuple[float, ...]
+    """As the sampler was told them: one for each objective."""
+    violations: Mapping[str, float]
+    """Task under constraint -> by how much the limit is missed, in the metric's unit; not above 0
+    where it is kept."""
     estimate: float | None
     """Of a pruned trial: what its value was expected to be."""
     metrics: tuple[Metric, ...]
@@ -51,11 +62,13 @@ class TrialRecord:
     share: float | None
     """Of the search documents, how much was scored before it was complete or pruned."""
     pruned: str | None
-    """What gave it up: race or halving."""
+    """What gave it up: race or halving; None for steps along the gradient."""
+    step: int | None
+    """Of a trial along the gradient: steps taken before it."""
     pruned_against: int | None
     """Number of the incumbent that it was compared with."""
     pruned_because: str | None
-    """Why, in words."""
+    """Why not all documents were scored, in words."""
     answers: Answers
     """Task -> how its answers to the search documents ended."""
     seconds: Mapping[str, float]
@@ -74,6 +87,16 @@ class TrialRecord:
         if self.recipe_mapping is None:
             raise UserError(f"trial {self.number} has no recipe: it is {self.state}")
         return Recipe.from_mapping(self.recipe_mapping, f"the recipe of trial {self.number}")
+
+    @property
+    def scored(self) -> int:
+        """Search documents scored for it, of all kinds."""
+        return sum(self.documents.values())
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps all limits that it is known to have been measured by."""
+        return all(amount <= 0 for amount in self.violations.values())
 
     @property
     def name(self) -> str:
@@ -99,21 +122,25 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         TrialState.COMPLETE: "complete",
         TrialState.PRUNED: "pruned",
         TrialState.FAIL: "failed" if result.get("failure") else "interrupted",
-        TrialState.RUNNING: "running",
+        TrialState.RUNNING: SCORED if "metrics" in result else "running",
         TrialState.WAITING: "waiting",
     }
+    state = states.get(trial.state, trial.state.name.lower())
     return TrialRecord(
         number=trial.number,
-        state=states.get(trial.state, trial.state.name.lower()),
+        state="step" if SLOPES in result else state,
         baseline=attributes.get(BASELINE),
         recipe_mapping=attributes.get(RECIPE),
         fingerprint=attributes.get(FINGERPRINT),
-        value=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        value=_value(trial, result),
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
+        violations=result.get("violations", {}),
         estimate=result.get("estimate"),
         metrics=from_json(result.get("metrics", [])),
         documents=result.get("documents", {}),
         share=result.get("share"),
         pruned=result.get("pruned"),
+        step=attributes.get(GUIDE, {}).get("step"),
         pruned_against=result.get("against"),
         pruned_because=result.get("because"),
         answers=answers_from_json(result.get("answers", {})),
@@ -124,6 +151,12 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         host=worker.get("host"),
         retry_of=attributes.get(RETRY_OF),
     )
+
+
+def _value(trial: FrozenTrial, result: Mapping[str, Any]) -> float | None:
+    if trial.state != TrialState.COMPLETE:
+        return None
+    return trial.values[0] if len(trial.values) == 1 else float(result["value"])
 
 
 def read_trials(study: optuna.Study) -> list[TrialRecord]:

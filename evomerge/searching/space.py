@@ -7,7 +7,8 @@ that the chosen method ignores take their defaults, so that every recipe has one
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Protocol
@@ -19,10 +20,13 @@ from optuna.distributions import (
     FloatDistribution,
 )
 
+from evomerge.architectures import LAYER_PARTS
 from evomerge.errors import EvomergeError
 from evomerge.methods import METHODS
+from evomerge.methods.derivative import Slopes
 from evomerge.methods.method import Method, Parameter
 from evomerge.recipe import BASE, Lines, ParameterValue, Recipe, Rule
+from evomerge.searching.equal_weights import without_absent
 from evomerge.searching.groups import Cell, Group
 
 Range = tuple[float, float] | float
@@ -34,6 +38,9 @@ Parameters = dict[str, Any]
 
 LINES = ("lines/alpha", "lines/beta")
 """Names of LiNeS' two numbers in a trial."""
+
+OFF = 0.25
+"""Where the number that switches a source is below, the source is left out."""
 
 
 class Space(Protocol):
@@ -66,6 +73,11 @@ class Space(Protocol):
 
     def encode(self, recipe: Recipe) -> Parameters:
         """The parameters of which `recipe` makes these weights; NotInSpace if there are none."""
+        ...
+
+    def slopes(self, recipe: Recipe, by_rule: Sequence[Slopes]) -> dict[str, float]:
+        """The slopes of a score in the parameters that samplers see, from those in the numbers of
+        each rule of a recipe that `recipe` made; only of parameters that have one."""
         ...
 
 
@@ -101,6 +113,8 @@ class SearchSpace:
     ranges: Callable[[Cell, Parameter], Range]
     lines: tuple[Range, Range] | None = None
     """Ranges of LiNeS' alpha and beta, one pair for the whole model; None: not used."""
+    switches: bool = False
+    """Whether each source has a number, from 0 to 1, that switches it for the whole model."""
 
     def propose(self, trial: optuna.Trial) -> Recipe:
         """Asks the trial for every parameter, used or not, and makes the recipe of them."""
@@ -135,6 +149,8 @@ class SearchSpace:
         for name, span in self._lines_ranges().items():
             if isinstance(span, tuple):
                 found[name] = FloatDistribution(*span)
+        if self.switches:
+            found |= {_switch(name): FloatDistribution(0.0, 1.0) for name in self.template.sources}
         return found
 
     def recipe(self, parameters: Mapping[str, Any]) -> Recipe:
@@ -148,30 +164,46 @@ class SearchSpace:
         encoded: Parameters = {}
         if recipe.stack is not None:
             raise NotInSpace("it stacks layers")
-        for group in self.groups:
-            rule = _rule_of(group, recipe)
+        rules = [without_absent(_rule_of(group, recipe)) for group in self.groups]
+        used = {source for rule in rules if _takes_all(rule) for source in rule.sources}
+        for group, rule in zip(self.groups, rules, strict=True):
             if rule.method not in self.methods:
                 raise NotInSpace(f"method {rule.method} is not in the space")
             encoded[self._method_name(group)] = rule.method
             for name, operands in self._choices(group).items():
                 encoded[name] = self._choice(rule, name, operands)
             if len(group.cells) == 1:
-                encoded |= self._encode_cell(group.cells[0][0], rule)
+                encoded |= self._encode_cell(group.cells[0][0], rule, used)
         encoded |= self._encode_lines(recipe)
+        encoded |= {_switch(source): float(source in used) for source in self.template.sources}
         distributions = self.distributions()
         encoded = {name: encoded[name] for name in distributions}
         for name, distribution in distributions.items():
             if not distribution._contains(distribution.to_internal_repr(encoded[name])):
                 raise NotInSpace(f"{name} = {encoded[name]} is outside the space")
         weights = self.recipe(encoded)
-        for group, rule in zip(self.groups, weights.rules, strict=True):
-            if not _same(rule, _rule_of(group, recipe)):
-                raise NotInSpace(f"{rule.label()} cannot be written in the space's parameters")
+        for ours, theirs in zip(weights.rules, rules, strict=True):
+            if not _same(without_absent(ours), theirs):
+                raise NotInSpace(f"{ours.label()} cannot be written in the space's parameters")
         return encoded
+
+    def slopes(self, recipe: Recipe, by_rule: Sequence[Slopes]) -> dict[str, float]:
+        """See `Space`: a cell's slope is the sum over its groups, each times its share."""
+        found: dict[str, float] = {}
+        for group, rule, slopes in zip(self.groups, recipe.rules, by_rule, strict=True):
+            for name, each in slopes.items():
+                parameter = METHODS[rule.method].parameter(name)
+                sources = rule.sources if parameter.per_source else rule.sources[:1]
+                for cell, share in group.cells:
+                    if isinstance(self.ranges(cell, parameter), tuple):
+                        for source, slope in zip(sources, each, strict=True):
+                            key = _name(cell, parameter, source)
+                            found[key] = found.get(key, 0.0) + share * slope
+        return found
 
     def _rule(self, group: Group, parameters: Mapping[str, Any]) -> Rule:
         method = METHODS[parameters.get(self._method_name(group), self.methods[0])]
-        sources = tuple(self.template.sources)
+        sources = self._switched_on(parameters)
         choice = self._choice_name(group, method)
         if choice is not None:
             sources = self._choices(group)[choice][parameters[choice]]
@@ -192,6 +224,16 @@ class SearchSpace:
             parts=group.place.parts,
             lines=self._lines(method, parameters),
         )
+
+    def _switched_on(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """The sources that are not left out; at least as many as every method needs."""
+        sources = tuple(self.template.sources)
+        if not self.switches:
+            return sources
+        ranked = sorted(sources, key=lambda source: -parameters[_switch(source)])
+        on = sum(parameters[_switch(source)] >= OFF for source in sources)
+        kept = ranked[: max(on, *(METHODS[name].minimum_sources for name in self.methods))]
+        return tuple(source for source in sources if source in kept)
 
     def _lines_ranges(self) -> dict[str, Range]:
         return {} if self.lines is None else dict(zip(LINES, self.lines, strict=True))
@@ -223,9 +265,12 @@ class SearchSpace:
             total = round(round(total / parameter.step) * parameter.step, 10)
         return total
 
-    def _encode_cell(self, cell: Cell, rule: Rule) -> Parameters:
+    def _encode_cell(self, cell: Cell, rule: Rule, used: AbstractSet[str]) -> Parameters:
+        """The cell's numbers. used: the sources that are not switched off; where they can be, the
+        others need no numbers; else, as those that only this rule lacks, they have the weight 0."""
         encoded: Parameters = {}
-        used = {parameter.name for parameter in METHODS[rule.method].parameters}
+        method = METHODS[rule.method]
+        known = {parameter.name for parameter in method.parameters}
         for parameter in self._parameters():
             span = self.ranges(cell, parameter)
             if not isinstance(span, tuple):
@@ -233,11 +278,14 @@ class SearchSpace:
             default = min(max(float(parameter.default), span[0]), span[1])
             for source in self.template.sources:
                 value: Any = rule.parameters.get(parameter.name, default)
-                if isinstance(value, dict):
-                    value = value.get(source, default)
-                encoded[_name(cell, parameter, source)] = (
-                    value if parameter.name in used else default
-                )
+                if parameter.name not in known:
+                    value = default
+                elif isinstance(value, dict) and (source in value or parameter.shared):
+                    value = value.get(source, next(iter(value.values())))
+                elif parameter.per_source and source not in rule.sources:
+                    absent = method.zero_is_absent and (source in used or not self.switches)
+                    value = 0.0 if absent and parameter.name == "weight" else default
+                encoded[_name(cell, parameter, source)] = value
         return encoded
 
     def _parameters(self) -> tuple[Parameter, ...]:
@@ -288,13 +336,21 @@ def _name(cell: Cell, parameter: Parameter, source: str) -> str:
     return f"{cell.label}/{parameter.name}/{source}" if own else f"{cell.label}/{parameter.name}"
 
 
+def _takes_all(rule: Rule) -> bool:
+    """Whether the rule's method takes any number of sources; else they are a choice of its own."""
+    return METHODS[rule.method].maximum_sources is None
+
+
+def _switch(source: str) -> str:
+    return f"use/{source}"
+
+
 def _rule_of(group: Group, recipe: Recipe) -> Rule:
-    """The one rule of the recipe that covers the whole group."""
+    """The one rule of the recipe that covers the whole group; it may cover more."""
+    own = group.place.parts or (None if group.place.layers is None else LAYER_PARTS)
     for rule in recipe.rules:
         layers = rule.layers is None or set(group.place.layers or ()) <= set(rule.layers)
-        parts = rule.parts is None or (
-            group.place.parts and set(group.place.parts) <= set(rule.parts)
-        )
+        parts = rule.parts is None or (own is not None and set(own) <= set(rule.parts))
         if (
             rule.tensors is None
             and parts

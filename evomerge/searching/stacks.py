@@ -7,7 +7,7 @@ propose at random is near the plain order; the nearest ones to their threshold g
 depth would leave its bounds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from evomerge.methods.derivative import Slopes
 from evomerge.recipe import MERGED, Piece, Recipe, Rule
 from evomerge.searching.space import NotInSpace, Parameters, Range, ask
 
@@ -137,6 +138,10 @@ class StackSpace:
             steps.append((source, float(scale), places[number].layer))
         rules = self.rules[parameters.get(_RULES, next(iter(self.rules)))]
         return replace(self.template, rules=rules, stack=_pieces(steps))
+
+    def slopes(self, recipe: Recipe, by_rule: Sequence[Slopes]) -> dict[str, float]:
+        """None: which layer stands where is no number."""
+        return {}
 
     def encode(self, recipe: Recipe) -> Parameters:
         """Parameters of which `recipe` makes these weights; NotInSpace if there are none.

@@ -1,27 +1,33 @@
 """The study: made, continued or refused; its baselines; what a kill left behind."""
 
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import UserError
 from evomerge.recipe import Recipe
+from evomerge.searching.constraints import Constraint
 from evomerge.searching.objective import Goal, Objective, Target
 from evomerge.searching.record import (
     BASELINE,
     CARRIED,
     FINGERPRINT,
+    GUIDE,
     IN_SPACE,
     RECIPE,
     RESULT,
     RETRY_OF,
     START,
 )
+from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import STUDY, RunFolder
 from evomerge.searching.space import NotInSpace, Space
 
@@ -40,10 +46,13 @@ OBJECTIVE = "objective"
 """Study attribute: task -> its own metric and weight."""
 
 GOAL = "goal"
-"""Study attribute: what trials climb: metric, smooth or both; why; leaders."""
+"""Study attribute: what trials climb: metric, smooth or both; why; leaders; normalisation."""
+
+CONSTRAINTS = "constraints"
+"""Study attribute: the limits, as configured."""
 
 
-_SCORED = (TrialState.COMPLETE, TrialState.PRUNED)
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def find_study(storage: BaseStorage) -> optuna.Study | None:
@@ -58,6 +67,7 @@ def write_goal(study: optuna.Study, goal: Goal) -> None:
     targets = goal.points.targets.items()
     study.set_user_attr(OBJECTIVE, {task: asdict(target) for task, target in targets})
     study.set_user_attr(GOAL, goal.facts())
+    study.set_user_attr(CONSTRAINTS, [asdict(constraint) for constraint in goal.constraints])
 
 
 def read_goal(attributes: Mapping[str, Any]) -> Goal:
@@ -66,7 +76,10 @@ def read_goal(attributes: Mapping[str, Any]) -> Goal:
         raise UserError("the run has not begun; let it finish a trial")
     targets = {task: Target(**row) for task, row in attributes[OBJECTIVE].items()}
     facts = attributes.get(GOAL, {"kind": "metric"})
-    return Goal(points=Objective(targets=targets), **facts)
+    facts = {**facts, "parts": {n: tuple(own) for n, own in facts.get("parts", {}).items()}}
+    constraints = tuple(Constraint(**row) for row in attributes.get(CONSTRAINTS, ()))
+    goal = Goal(points=Objective(targets=targets), constraints=constraints, **facts)
+    return with_references(goal, attributes.get(REFERENCES))
 
 
 def note(study: optuna.Study, name: str, text: str) -> None:
@@ -75,13 +88,22 @@ def note(study: optuna.Study, name: str, text: str) -> None:
     study.set_user_attr(HISTORY, [*before, {**last, name: text}])
 
 
-def open_study(storage: BaseStorage, identity: Mapping[str, Any]) -> optuna.Study:
-    """Makes the study, or goes on with it; UserError that shows the difference where the study
+def open_study(
+    storage: BaseStorage, identity: Mapping[str, Any], objectives: Collection[str] = ()
+) -> optuna.Study:
+    """Makes the study, or goes on with it.
+
+    objectives: names, where there are several. UserError that shows the difference where the study
     was begun with another identity.
     """
     study = find_study(storage)
     if study is None:
-        study = optuna.create_study(storage=storage, study_name=STUDY, direction="maximize")
+        directions = [StudyDirection.MAXIMIZE] * max(1, len(objectives))
+        study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
+        if objectives:
+            with warnings.catch_warnings():  # experimental since Optuna 3.2
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(list(objectives))
     known = study.user_attrs.get(IDENTITY)
     if known is None:
         study.set_user_attr(IDENTITY, dict(identity))
@@ -131,6 +153,20 @@ def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str,
         study.enqueue_trial(parameters, user_attrs=attributes)
 
 
+def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
+    """Name -> value of every baseline, None where it failed; None while one has not ended."""
+    values: dict[str, float | None] = {}
+    for trial in study.get_trials(deepcopy=False):
+        name = trial.user_attrs.get(BASELINE)
+        if name is None:
+            continue
+        if not trial.state.is_finished():
+            return None
+        complete = trial.state == TrialState.COMPLETE
+        values[name] = trial.values[0] if complete else values.get(name)
+    return values
+
+
 def take_up_interrupted(study: optuna.Study) -> int:
     """Ends trials that a dead process left running, and puts each back into the queue.
 
@@ -145,8 +181,10 @@ def take_up_interrupted(study: optuna.Study) -> int:
             continue
         result = trial.user_attrs.get(RESULT, {})
         if "value" in result:
-            study.tell(trial.number, result["value"])
+            study.tell(trial.number, result.get("values", result["value"]))
             continue
+        if is_untold(trial):
+            continue  # its value waits for the scores of base and sources
         if "estimate" in result:
             study.tell(trial.number, state=TrialState.PRUNED)
             continue
@@ -158,11 +196,8 @@ def take_up_interrupted(study: optuna.Study) -> int:
 
 
 def _put_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    kept = {
-        name: trial.user_attrs[name]
-        for name in (BASELINE, START, RECIPE)
-        if name in trial.user_attrs
-    }
+    names = (BASELINE, START, RECIPE, GUIDE)
+    kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number}
     study.enqueue_trial(trial.params, user_attrs={**kept, **marks})
 
@@ -178,8 +213,10 @@ def carry_over(
 
     A recipe that the new space cannot express comes along without parameters. Returns how many.
     """
+    if REFERENCES in old.user_attrs:
+        new.set_user_attr(REFERENCES, old.user_attrs[REFERENCES])
     count = 0
-    for trial in old.get_trials(deepcopy=False, states=_SCORED):
+    for trial in old.get_trials(deepcopy=False, states=_ENDED):
         recipe = Recipe.from_mapping(trial.user_attrs[RECIPE])
         try:
             parameters = space.encode(recipe)
@@ -187,17 +224,20 @@ def carry_over(
             parameters = {}
         distributions = space.distributions() if parameters else {}
         number = len(new.get_trials(deepcopy=False))
+        # The way along the gradient was that of the other run.
+        attributes = {name: v for name, v in trial.user_attrs.items() if name != GUIDE}
         shutil.copyfile(
             old_folder.documents("search", trial.number), folder.documents("search", number)
         )
         new.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,
-                value=trial.values[0],
+                values=trial.values,
                 intermediate_values=trial.intermediate_values,
                 params=parameters,
                 distributions=distributions,
-                user_attrs={**trial.user_attrs, CARRIED: [str(old_folder.path), trial.number]},
+                constraints=trial.constraints or None,
+                user_attrs={**attributes, CARRIED: [str(old_folder.path), trial.number]},
             )
         )
         count += 1
@@ -205,11 +245,13 @@ def carry_over(
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials with scores, pruned or not, and candidates that failed for a reason of their own."""
+    """Trials with scores, pruned or not, told or not, and candidates that failed for a reason of
+    their own."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
-        if trial.state in _SCORED
+        if trial.state in _ENDED
+        or is_untold(trial)
         or (trial.state == TrialState.FAIL and "failure" in trial.user_attrs.get(RESULT, {}))
     ]
 
@@ -218,14 +260,46 @@ def scored_before(study: optuna.Study, fingerprint: str) -> FrozenTrial | None:
     """A finished trial of the very same weights; rather a complete one than a pruned one."""
     twins = [
         trial
-        for trial in study.get_trials(deepcopy=False, states=_SCORED)
+        for trial in study.get_trials(deepcopy=False, states=_ENDED)
         if trial.user_attrs.get(FINGERPRINT) == fingerprint
     ]
     complete = (trial for trial in twins if trial.state == TrialState.COMPLETE)
     return next(complete, next(iter(twins), None))
 
 
+def tell(study: optuna.Study, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
+    """Ends a trial that was scored in full. Told last: a kill before loses nothing."""
+    set_constraints(trial, result.get("violations", {}))
+    trial.set_user_attr(RESULT, dict(result))
+    study.tell(trial, result.get("values", result["value"]))
+
+
+def set_constraints(trial: optuna.Trial, broken: Mapping[str, float]) -> None:
+    """Tells samplers by how much the trial breaks each limit, as far as they are not told yet."""
+    for name in broken.keys() - trial.constraints.keys():
+        trial.set_constraint(name, broken[name])
+
+
+def is_untold(trial: FrozenTrial) -> bool:
+    """Whether it was scored in full, and its value waits for the scores of base and sources."""
+    result = trial.user_attrs.get(RESULT, {})
+    ended = result.keys() & {"value", "estimate", "failure"}
+    return trial.state == TrialState.RUNNING and "metrics" in result and not ended
+
+
+def untold(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that `is_untold` says."""
+    return list(filter(is_untold, study.get_trials(deepcopy=False)))
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether it keeps all limits."""
+    return all(broken <= 0 for broken in trial.constraints.values())
+
+
 def best_complete(study: optuna.Study) -> FrozenTrial | None:
-    """The trial of the highest value among those scored in full; the first of equals."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    """The trial of the highest value among those scored in full that keep all limits; the first of
+    equals."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = filter(is_feasible, trials)
     return max(complete, key=lambda trial: trial.values[0], default=None)

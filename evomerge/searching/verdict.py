@@ -26,6 +26,7 @@ class Gain:
     low: float | None
     """None, as `high`, where a metric is no mean over documents, so none can be computed."""
     high: float | None
+    unit: Unit = "points"
 
     @property
     def shown(self) -> bool:
@@ -33,8 +34,8 @@ class Gain:
         return self.low is not None and self.low > 0
 
     def sentence(self) -> str:
-        """In percentage points of the objective: `+2.1 points (95% interval +0.3 to +3.9)`."""
-        text = f"{100 * self.value:+.1f} points"
+        """In the objective's unit: `+2.1 points (95% interval +0.3 to +3.9)`."""
+        text = amount(self.value, self.unit, sign=True)
         if self.low is None or self.high is None:
             return f"{text} (no interval: a metric is not a mean over documents)"
         return f"{text} (95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
@@ -59,18 +60,17 @@ def paired_gain(ours: Scored, theirs: Scored, objective: Objective, seed: int) -
         first = np.array(ours.documents[task].values[name], dtype=np.float64)
         second = np.array(theirs.documents[task].values[name], dtype=np.float64)
         if not (is_mean(first, ours.metrics[task]) and is_mean(second, theirs.metrics[task])):
-            return Gain(value=value, low=None, high=None)
+            return Gain(value=value, low=None, high=None, unit=objective.unit)
         difference = first - second
-        sign = 1.0 if ours.metrics[task].higher_is_better else -1.0
         # Drawn row by row: a matrix of all resamples would need gigabytes for large tasks.
         means = [
             difference[generator.integers(0, len(difference), len(difference))].mean()
             for _ in range(_RESAMPLES)
         ]
-        total += share * sign * np.array(means)
+        total += share * objective.slope(ours.metrics[task]) * np.array(means)
     tail = 100 * (1 - _LEVEL) / 2
     low, high = np.percentile(total, [tail, 100 - tail])
-    return Gain(value=value, low=float(low), high=float(high))
+    return Gain(value=value, low=float(low), high=float(high), unit=objective.unit)
 
 
 def is_mean(values: Any, metric: Metric) -> bool:

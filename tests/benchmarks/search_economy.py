@@ -1,6 +1,6 @@
 """What early stopping and the smooth objective save, and what they cost in points on the holdout.
 
-    python tests/benchmarks/search_economy.py --out FOLDER [--config configs/quickstart.yaml]
+    python -m tests.benchmarks.search_economy --out FOLDER [--config configs/quickstart.yaml]
         [--settings metric metric+stop both both+halving=2,blocks=16] [--seeds 10]
         [--trials 60 220] [--jobs 2] [--audit 20]
 
@@ -15,19 +15,17 @@ Prints Markdown.
 import argparse
 import dataclasses
 import json
-import math
 import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
-from scipy.stats import t as student
 
 from evomerge.assemble import evaluator, prepare
 from evomerge.checkpoints.hashes import HashCache
@@ -35,6 +33,7 @@ from evomerge.config import BudgetConfig, LoadedConfig, load_config
 from evomerge.config import EarlyStoppingConfig as Stopping
 from evomerge.report import read_run
 from evomerge.verbs import search
+from tests.benchmarks.tables import interval, spread, table
 
 SETTINGS = ("metric", "metric+race", "metric+stop", "smooth", "smooth+stop", "both", "both+stop")
 Row = dict[str, Any]
@@ -129,7 +128,15 @@ def in_process(arguments: argparse.Namespace, run: str) -> None:
     audited = not arguments.audit or audit_of(folder, arguments.audit).exists()
     if audited and result_of(folder).exists():
         return
-    words = [sys.executable, __file__, "--out", str(arguments.out), "--run", run]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.search_economy",
+        "--out",
+        str(arguments.out),
+        "--run",
+        run,
+    ]
     words += ["--config", str(arguments.config), "--audit", str(arguments.audit)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -152,27 +159,6 @@ def one(arguments: argparse.Namespace) -> None:
 def folder_of(out: Path, setting: str, trials: str, seed: int) -> Path:
     """The run folder."""
     return out / f"{setting}:{trials}" / f"seed-{seed}"
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and standard deviation over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def interval(differences: Sequence[float]) -> str:
-    """Mean of paired differences and its 95% interval (Student's t)."""
-    mean, count = statistics.fmean(differences), len(differences)
-    if count < 2:
-        return f"{mean:+.2f}"
-    half = student.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first column to the left."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def economy(found: dict[str, list[Row]]) -> str:

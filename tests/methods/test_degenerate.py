@@ -6,7 +6,9 @@ import torch
 from evomerge.errors import CandidateError
 from evomerge.methods import METHODS
 from evomerge.methods.method import Method
-from tests.methods.test_methods import ALL, count, make, run
+from evomerge.methods.parameters import check_parameters
+from evomerge.seeding import mask_key
+from tests.methods.test_methods import ALL, count, known, make, run, run_with
 
 WEIGHTED = [m for m in METHODS.values() if "weight" in {row.name for row in m.parameters}]
 NORMALIZED = {"linear", "nuslerp", "multislerp", "regmean"}
@@ -92,3 +94,25 @@ def test_a_source_of_nan_is_never_hidden(method: Method) -> None:
     else:
         message = "" if merged.isfinite().all() else "NaN"
     assert "NaN" in message
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in WEIGHTED if m.maximum_sources is None], ids=lambda method: method.name
+)
+def test_a_source_of_weight_zero_leaves_no_trace_where_the_row_says_so(method: Method) -> None:
+    base, *sources = make((7, 5), 3)
+    keys = tuple(mask_key(0, "tensor", name) for name in ("one", "two", "three"))
+
+    def merged(kept: list[int], weights: tuple[float, ...]) -> torch.Tensor:
+        operands = [base, *(sources[i] for i in kept)]
+        parameters = check_parameters(method, {"weight": weights}, len(kept))
+        return run_with(method, operands, parameters, known(operands, tuple(keys[i] for i in kept)))
+
+    same = all(
+        torch.equal(merged([0, 1, 2], (0.7, zero, 0.4)), merged([0, 2], (0.7, 0.4)))
+        for zero in (0.0, -0.0)
+    )
+    if method.zero_is_absent:
+        assert same
+    else:  # or the row says less than it could
+        assert not same or method.name in ("multislerp", "regmean", "consensus")

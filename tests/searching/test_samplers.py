@@ -15,7 +15,7 @@ from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler
 from evomerge.searching.samplers.climb import levels_of, sparse, stretches_at, tied
 from evomerge.searching.samplers.coarse_to_fine import CoarseToFine
-from evomerge.searching.samplers.coordinates import Coordinates, Past, Point
+from evomerge.searching.samplers.coordinates import Coordinates, Past, Point, losses
 from evomerge.searching.samplers.trust_region import fit
 
 Space = dict[str, BaseDistribution]
@@ -125,6 +125,47 @@ def test_the_best_baseline_is_where_a_search_begins(name: str) -> None:
     assert abs(np.mean(points) - 0.9) < 0.12
 
 
+@pytest.mark.parametrize("name", ["evolution_strategy", "coarse_to_fine", "trust_region"])
+def test_an_estimate_is_never_where_a_search_begins(name: str) -> None:
+    study = study_with(name, NUMBERS)
+    for start, score in ((0.2, 0.5), (0.9, 1.0)):
+        study.enqueue_trial(dict.fromkeys(NUMBERS, start))
+        trial = study.ask(NUMBERS)
+        if score > 0.5:
+            trial.report(score, step=20)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, score)
+    assert abs(np.mean(list(study.ask(NUMBERS).params.values())) - 0.2) < 0.25
+
+
+@pytest.mark.parametrize(
+    "name", ["cma_es", "catcma", "evolution_strategy", "coarse_to_fine", "trust_region"]
+)
+def test_limits_are_kept_before_values_are_raised(name: str) -> None:
+    study = study_with(name, NUMBERS)
+    for number in range(90):
+        trial = study.ask(NUMBERS)
+        first = float(trial.params["layers 0/weight/x"])
+        trial.set_constraint("guard", first - 0.3)
+        if number % 6 == 5:
+            trial.report(first, step=20)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, first)
+    late = [trial.params["layers 0/weight/x"] for trial in study.trials[-20:]]
+    assert 0.05 < float(np.median(late)) < 0.45
+
+
+def test_losses_rank_broken_limits_last() -> None:
+    point = Point(numbers=np.zeros(1), choices=np.zeros(0, np.int64))
+    trials = [
+        Past(number=n, point=point, loss=loss, broken=broken, mark=None)
+        for n, (loss, broken) in enumerate([(-9.0, 2.0), (3.0, 0.0), (-9.0, 1.0), (1.0, 0.0)])
+    ]
+    assert np.argsort(losses(trials)).tolist() == [3, 1, 2, 0]
+
+
 def test_cma_es_counts_generations_through_a_restart() -> None:
     study = study_with("cma_es", NUMBERS)
     for _ in range(2):
@@ -179,16 +220,16 @@ def test_levels_that_gain_are_tried_most() -> None:
 def test_the_model_predicts_a_smooth_function_and_knows_where_it_does_not() -> None:
     random = np.random.default_rng(0)
     points = random.random((60, 2))
-    losses = np.sin(3 * points[:, 0]) + points[:, 1] ** 2
+    values = np.sin(3 * points[:, 0]) + points[:, 1] ** 2
 
     def squares(first: Any, second: Any) -> Any:
         return ((first[:, None] - second[None]) ** 2).sum(2)
 
-    model = fit(squares(points, points), losses, 2)
+    model = fit(squares(points, points), values, 2)
     places = np.array([[0.3, 0.3], [0.7, 0.2], [4.0, 4.0]])
     mean, deviation = model.predict(squares(places, points))
-    spread = losses.std()
-    truth = (np.sin(3 * places[:2, 0]) + places[:2, 1] ** 2 - losses.mean()) / spread
+    spread = values.std()
+    truth = (np.sin(3 * places[:2, 0]) + places[:2, 1] ** 2 - values.mean()) / spread
     assert mean[:2] == pytest.approx(truth, abs=0.1)
     assert deviation[2] > 5 * deviation[:2].max()
 

@@ -3,7 +3,8 @@ spaces, started from the best trial before it.
 
 Numbers are drawn from a normal distribution, stepped ones rounded with a margin that keeps them
 from freezing; each category is drawn from a distribution of its own. Like CMA-ES it learns from the
-order of the losses within a generation alone, pruned trials by their estimates.
+order of the losses within a generation alone, pruned trials by their estimates, and those that
+break limits last, by how much.
 """
 
 from collections import defaultdict
@@ -13,12 +14,10 @@ import numpy as np
 from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
-from evomerge.searching.samplers.coordinates import Coordinates, Past, Places, Point, better
+from evomerge.searching.samplers.coordinates import Coordinates, Past, Places, Point, better, losses
 
 _STEP = 1 / 6  # initial standard deviation, as a share of each range
 _TRUST = 0.5  # initial probability of the best trial's categories; the rest is spread evenly
-
-Told = tuple[CatCMAwM.Solution, float]
 
 
 class CatCma:
@@ -38,7 +37,7 @@ class CatCma:
         self._best: Past | None = None
         """Of the trials before its own first one."""
         self._optimiser: CatCMAwM | None = None
-        self._generations: dict[int, list[Told]] = defaultdict(list)
+        self._generations: dict[int, list[Past]] = defaultdict(list)
 
     def learn(self, past: Past) -> None:
         """Counts own trials by generation; the distributions move with every full one."""
@@ -47,10 +46,11 @@ class CatCma:
                 self._best = past
             return
         optimiser = self._optimiser or self._begin()
-        generation, raw = past.mark
-        self._generations[generation].append((self._solution(past.point, raw), past.loss))
+        self._generations[past.mark[0]].append(past)
         while len(told := self._generations[optimiser.generation]) >= optimiser.population_size:
-            optimiser.tell(_apart(told[: optimiser.population_size]))
+            full = told[: optimiser.population_size]
+            solutions = [self._solution(member.point, member.mark[1]) for member in full]
+            optimiser.tell(list(zip(solutions, _apart(losses(full)), strict=True)))
 
     def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
         """One draw from the distributions that the full generations have shaped."""
@@ -101,7 +101,7 @@ class CatCma:
         return found
 
 
-def _apart(told: list[Told]) -> list[Told]:
+def _apart(ranked: list[float]) -> list[float]:
     """The same with ties broken in their order: cmaes 0.13 divides by the spread of the losses."""
-    scale = 1e-12 * max(1.0, *(abs(loss) for _, loss in told))
-    return [(solution, loss + number * scale) for number, (solution, loss) in enumerate(told)]
+    scale = 1e-12 * max(1.0, *(abs(loss) for loss in ranked))
+    return [loss + number * scale for number, loss in enumerate(ranked)]

@@ -3,7 +3,8 @@
 The step grows with every success and shrinks with every failure, so that one in five succeeds
 (Rechenberg's rule, in the form of Kern et al. 2004). A success is a complete trial that is better
 than the best one on the same documents, so that what all candidates share of the documents' luck
-cancels; a trial that was pruned against the best one is a failure, whatever its estimate's error.
+cancels; a pruned trial is never one, whatever its estimate (nor is a step along the gradient, which
+sees a part of the documents).
 What the best trial owes to luck on these documents stays; only fresh ones can tell.
 """
 

@@ -2,7 +2,7 @@
 
 It learns from the order of the losses within a generation alone. Noise reorders neighbours, which
 the mean over the better half evens out; a pruned trial takes the place of its estimate, and is
-rarely among the better half.
+rarely among the better half. Under constraints, those that break limits rank last, by how much.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from cmaes import CMA, SepCMA
 
-from evomerge.searching.samplers.coordinates import Coordinates, Past, Point, Vector, better
+from evomerge.searching.samplers.coordinates import Coordinates, Past, Point, better, losses
 
 _SEPARABLE = 60  # parameters above which the covariance matrix is kept diagonal
 _STEP = 1 / 6  # initial standard deviation, as a share of each range
@@ -25,7 +25,7 @@ class CmaEs:
         self._best: Past | None = None
         """Of the trials before its own first one."""
         self._optimiser: CMA | SepCMA | None = None
-        self._generations: dict[int, list[tuple[Vector, float]]] = defaultdict(list)
+        self._generations: dict[int, list[Past]] = defaultdict(list)
 
     def learn(self, past: Past) -> None:
         """Counts own trials by generation; the distribution moves with every full one."""
@@ -34,9 +34,11 @@ class CmaEs:
                 self._best = past
             return
         optimiser = self._optimiser or self._begin()
-        self._generations[past.mark].append((past.point.numbers, past.loss))
+        self._generations[past.mark].append(past)
         while len(told := self._generations[optimiser.generation]) >= optimiser.population_size:
-            optimiser.tell(told[: optimiser.population_size])
+            full = told[: optimiser.population_size]
+            points = [member.point.numbers for member in full]
+            optimiser.tell(list(zip(points, losses(full), strict=True)))
 
     def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
         """One draw from the distribution that the full generations have shaped."""

@@ -36,7 +36,7 @@ class CoarseToFine:
         for level, climb in enumerate(self._climbs):
             if past.mark == level:
                 climb.learn(past)
-                gain = best.loss - past.loss if success and best is not None else 0.0
+                gain = max(0.0, best.loss - past.loss) if success and best is not None else 0.0
                 known = self._gains[level]
                 self._gains[level] = (
                     gain if known is None else _MEMORY * known + (1 - _MEMORY) * gain

@@ -1,6 +1,6 @@
 """The space as vectors, and the finished trials as points in it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ class Past:
     point: Point
     loss: float
     """Less is better; of a pruned trial, its estimate."""
+    broken: float = 0.0
+    """By how much limits (constraints) are broken, all together."""
+    estimated: bool = False
+    """Whether it was pruned, so that its loss is an estimate."""
     mark: Any
     """What the sampler noted when it proposed the trial; None: it is not the sampler's own."""
 
@@ -80,8 +84,25 @@ class Coordinates:
 
 
 def better(past: Past, best: Past | None) -> bool:
-    """Whether a trial is better than the best one so far."""
-    return best is None or past.loss < best.loss
+    """Whether a trial was scored in full and is better than the best one so far.
+
+    Those that keep all limits come before those that break one, and these by how much (Deb 2000,
+    doi 10.1016/S0045-7825(99)00389-8). An estimate is never the best: of many it would be the
+    luckiest.
+    """
+    return not past.estimated and (
+        best is None or (past.broken, past.loss) < (best.broken, best.loss)
+    )
+
+
+def losses(trials: Sequence[Past]) -> list[float]:
+    """One number each, in the order that `better` describes: the loss where no limit is broken."""
+    worst = max((past.loss for past in trials if not past.broken), default=0.0)
+    order = sorted({(past.broken, past.loss) for past in trials if past.broken})
+    return [
+        worst + 1 + order.index((past.broken, past.loss)) if past.broken else past.loss
+        for past in trials
+    ]
 
 
 def _on_grid(value: float, kind: FloatDistribution) -> float:

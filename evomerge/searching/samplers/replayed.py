@@ -19,6 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.searching.samplers.coordinates import Coordinates, Past, Point
 from evomerge.seeding import sampler_seed
 
+ESTIMATED = "estimated"
+"""System attribute of a pruned trial that is shown as a complete one: its value is an estimate."""
+
 
 class Proposer(Protocol):
     """Finds the next point from those that were tried."""
@@ -73,6 +76,8 @@ class Replayed(BaseSampler):
                     number=past.number,
                     point=coordinates.point(past.params),
                     loss=sign * past.values[0],
+                    broken=sum(max(0.0, amount) for amount in past.constraints.values()),
+                    estimated=past.system_attrs.get(ESTIMATED, False),
                     mark=past.system_attrs.get(self._mark),
                 )
             )

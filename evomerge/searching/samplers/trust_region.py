@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.searching.samplers.climb import Climb, sparse, tied
-from evomerge.searching.samplers.coordinates import Coordinates, Past, Point, Vector
+from evomerge.searching.samplers.coordinates import Coordinates, Past, Point, Vector, losses
 
 _CANDIDATES = 100
 _TIED = 0.5  # of them move along the depth
@@ -60,7 +60,7 @@ class TrustRegion:
         distances = _squares([past.point for past in self._past], [self._climb.place])[:, 0]
         nearest = [self._past[place] for place in np.argsort(distances, kind="stable")[:_NEAREST]]
         points = [past.point for past in nearest]
-        model = fit(_squares(points, points), np.array([past.loss for past in nearest]), size)
+        model = fit(_squares(points, points), np.array(losses(nearest)), size)
         mean, deviation = model.predict(_squares(candidates, points))
         return candidates[int(np.argmin(mean - _OPTIMISM * deviation))], self._climb.step
 
@@ -85,22 +85,22 @@ class Model:
         return kernel @ self.weights, np.sqrt(self.variance * left)
 
 
-def fit(squares: Matrix, losses: Vector, dimensions: int) -> Model:
+def fit(squares: Matrix, values: Vector, dimensions: int) -> Model:
     """The most likely of a few models (Rasmussen and Williams 2006, equations 2.25 to 2.30).
 
-    squares: [points, points] squared distances.
+    squares: [points, points] squared distances. values: [points] losses.
     """
-    middle, least = float(np.median(losses)), float(losses.min())
-    capped = np.minimum(losses, middle + _WORST * (middle - least)) if middle > least else losses
+    middle, least = float(np.median(values)), float(values.min())
+    capped = np.minimum(values, middle + _WORST * (middle - least)) if middle > least else values
     targets = (capped - capped.mean()) / (capped.std() or 1.0)
     found: list[tuple[float, Model]] = []
     for scale in np.array(_SCALES) * np.sqrt(max(1, dimensions)):
         kernel = np.exp(-squares / (2 * scale**2))
         for noise in _NOISES:
-            factor = np.linalg.cholesky(kernel + noise * np.eye(len(losses)))
+            factor = np.linalg.cholesky(kernel + noise * np.eye(len(values)))
             half = np.linalg.solve(factor, targets)
-            variance = float(half @ half) / len(losses) + 1e-12
-            likelihood = -0.5 * len(losses) * np.log(variance) - np.log(np.diag(factor)).sum()
+            variance = float(half @ half) / len(values) + 1e-12
+            likelihood = -0.5 * len(values) * np.log(variance) - np.log(np.diag(factor)).sum()
             weights = np.linalg.solve(factor.T, half)
             model = Model(scale=scale, factor=factor, weights=weights, variance=variance)
             found.append((float(likelihood), model))

@@ -12,10 +12,10 @@ from evomerge.merging.models import open_models
 from evomerge.merging.norms import task_vector_norms
 from evomerge.methods.method import Parameter
 from evomerge.recipe import Model, Recipe
+from evomerge.searching.even_norms import enqueue_starts, even_norms
 from evomerge.searching.groups import Blocks, Cell, make_groups
 from evomerge.searching.record import BASELINE, RECIPE, START
 from evomerge.searching.space import NotInSpace, SearchSpace
-from evomerge.searching.starts import enqueue_starts, even_norms
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 TEMPLATE = Recipe(
