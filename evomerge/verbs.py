@@ -56,6 +56,7 @@ from evomerge.searching.samplers import (
     choose_sampler,
 )
 from evomerge.searching.space import SearchSpace
+from evomerge.searching.stacks import StackSpace
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
@@ -462,6 +463,8 @@ def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
+        if isinstance(bench.space, StackSpace) and not bench.goal.several:
+            return "tpe", "stacks change at thresholds, which small steps seldom cross"
         trials = budget.full_trials(_trial_documents(bench))
         return choose_sampler(distributions, trials, max(1, len(bench.goal.parts)))
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
