@@ -260,8 +260,13 @@ def _table(report: RunReport) -> str:
 
 
 def _climbed(report: RunReport, record: TrialRecord) -> str:
-    value = record.value or 0.0
-    return f"{value:.3f}" if report.goal.climbed.unit == "nats" else f"{100 * value:.1f}"
+    value = record.estimate if record.value is None else record.value
+    if value is None:
+        return ""
+    about = "~" if record.value is None else ""
+    return (
+        f"{about}{value:.3f}" if report.goal.climbed.unit == "nats" else f"{about}{100 * value:.1f}"
+    )
 
 
 def describe_inspection(found: Inspection, *, full: bool = False) -> str:

@@ -91,11 +91,12 @@ def score_points(
 
 
 def to_score(study: optuna.Study, folder: RunFolder, count: int, goal: Goal) -> list[TrialRecord]:
-    """The finalists (of several objectives: from the front) and every baseline, as far as the
-    holdout has not seen them."""
+    """The finalists (of several objectives: from the front) and every baseline, given up early or
+    not, as far as the holdout has not seen them."""
     records = read_trials(study)
     seen = holdout_metrics(study.user_attrs)
-    baselines = [r for r in records if r.baseline is not None and r.value is not None]
+    scored = [r for r in records if r.value is not None or r.estimate is not None]
+    baselines = [record for record in scored if record.baseline is not None]
     wanted = {r.number: r for r in (*choose_finalists(records, goal, folder, count), *baselines)}
     return [record for record in wanted.values() if record.number not in seen]
 

@@ -31,7 +31,6 @@ from evomerge.searching.guidance import BACKWARD, Differentiate, Guide, Step
 from evomerge.searching.objective import Goal
 from evomerge.searching.racing import Incumbent, Race, Racing, Scores, Stop, difference
 from evomerge.searching.record import (
-    BASELINE,
     FINGERPRINT,
     GUIDE,
     IN_SPACE,
@@ -226,7 +225,8 @@ class Loop:
             self.guide.queue()
         trial = self.study.ask()
         step = self.guide.step(trial) if self.guide is not None else None
-        recipe = self._recipe(trial)
+        with self.folder.together():
+            recipe = self._recipe(trial)
         fingerprint = recipe.fingerprint()
         seconds = {"propose": time.perf_counter() - start}
         trial.set_user_attr(RECIPE, recipe.to_mapping())
@@ -250,12 +250,12 @@ class Loop:
         return Recipe.from_mapping(given)
 
     def _score(self, trial: optuna.Trial, recipe: Recipe, seconds: dict[str, float]) -> None:
-        baseline, guided = BASELINE in trial.user_attrs, GUIDE in trial.user_attrs
-        race = None if baseline or guided else self._race()
-        kinds = KINDS if baseline else self.goal.trial_kinds
+        guided, alone = GUIDE in trial.user_attrs, _is_model(recipe)
+        race = None if guided or alone else self._race()
+        kinds = KINDS if alone else self.goal.trial_kinds
         try:
             scorecard, documents = self._scores(recipe, kinds, race, seconds)
-            if not (baseline or guided) and self._is_new_best(scorecard, race):
+            if not (guided or alone) and self._is_new_best(scorecard, race):
                 scorecard = self._with_metrics(recipe, "search", scorecard, documents, seconds)
             metrics = self.goal.climbed.metrics(scorecard)
         except EvomergeError as error:
@@ -449,3 +449,9 @@ class Loop:
 def _add(total: dict[str, Number], more: Mapping[str, Number]) -> None:
     for name, amount in more.items():
         total[name] = total[name] + amount if name in total else amount
+
+
+def _is_model(recipe: Recipe) -> bool:
+    """Whether it is the base or a source as it is: what merges are measured by, so scored in
+    full."""
+    return all(rule.method == "passthrough" for rule in recipe.rules) and recipe.stack is None

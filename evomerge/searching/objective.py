@@ -194,7 +194,7 @@ class Goal:
 
     @property
     def trial_kinds(self) -> frozenset[Kind]:
-        """What a trial is scored on; baselines are scored on both kinds."""
+        """What a trial is scored on; base and sources alone are scored on both kinds."""
         return frozenset({"metric"}) if self.kind == "metric" else frozenset({"smooth"})
 
     @property

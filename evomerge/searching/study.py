@@ -25,6 +25,7 @@ from evomerge.searching.record import (
     RECIPE,
     RESULT,
     RETRY_OF,
+    START,
     read_trial,
 )
 from evomerge.searching.references import REFERENCES, with_references
@@ -166,7 +167,8 @@ def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str,
 
 
 def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
-    """Name -> value of every baseline, None where it failed; None while one has not ended."""
+    """Name -> value of every baseline, or its estimate, None where it failed; None while one has
+    not ended."""
     values: dict[str, float | None] = {}
     for trial in study.get_trials(deepcopy=False):
         name = trial.user_attrs.get(BASELINE)
@@ -174,7 +176,8 @@ def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
             continue
         if not trial.state.is_finished():
             return None
-        value = read_trial(trial).value
+        record = read_trial(trial)
+        value = record.estimate if record.value is None else record.value
         values[name] = values.get(name) if value is None else value
     return values
 
@@ -208,7 +211,7 @@ def take_up_interrupted(study: optuna.Study) -> int:
 
 
 def _put_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    names = (BASELINE, RECIPE, GUIDE)
+    names = (BASELINE, START, RECIPE, GUIDE)
     kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number}
     study.enqueue_trial(trial.params, user_attrs={**kept, **marks})

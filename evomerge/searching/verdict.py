@@ -88,9 +88,10 @@ class Verdict:
                 f"{self.source_gain.sentence()}."
             )
         if self.score is not None:
+            score = amount(self.score, self.gain.unit)
             lines.append(
-                f"Score of {winner} on the holdout: {amount(self.score, self.gain.unit)}; optimism: its "
-                f"score on the search documents is {self.optimism_text()} from that."
+                f"Score of {winner} on the holdout: {score}; optimism: its score on the search "
+                f"documents is {self.optimism_text()} from that."
             )
         else:
             lines.append(

@@ -7,7 +7,8 @@
 Every source is the base plus noise of one size: none is better than another for any reason but
 chance. Each search has its own draw of sources, its own split of the documents, and its own seed;
 its run folder lies in FOLDER, and what is there is not run again (several processes may share
-FOLDER: --first and --searches say which part is whose). The other rows need no search: two models whose scores on all documents are equal, though not on each, are compared on samples of the
+FOLDER: --first and --searches say which part is whose). The other rows need no search: two models
+whose scores on all documents are equal, though not on each, are compared on samples of the
 documents, as a winner is with a rival; and, to count more of them, any two models whose scores on
 each document change places at random. Prints Markdown.
 """
