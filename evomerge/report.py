@@ -383,19 +383,20 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
 
 
 def _draw_verdict(axes: Any, report: RunReport, verdict: Verdict, place: int) -> None:
-    """The conclusion in the title, and the interval of the gain across the winner's bar, counted
+    """The conclusion and the gain in the title, and its interval across the winner's bar, counted
     from the best baseline's end; place: of that bar."""
     axes.set_title(f"Holdout documents: {verdict.conclusion}")
     low, high = verdict.gain.low, verdict.gain.high
     if verdict.winner == verdict.opponent or low is None or high is None:
         return
-    rival = 100 * report.goal.points.value(report.holdout[verdict.opponent])
-    ends = [rival + 100 * low, rival + 100 * high]
     name = report.by_number[verdict.opponent].name
-    label = f"95% interval of the gain over {name}, from its score"
-    axes.plot(ends, [place, place], color="black", marker="|", label=label)
+    axes.set_title(
+        f"Holdout documents: {verdict.conclusion}\n{verdict.gain.sentence()} over {name}",
+        fontsize="medium",
+    )
+    rival = 100 * report.goal.points.value(report.holdout[verdict.opponent])
+    axes.plot([rival + 100 * low, rival + 100 * high], [place, place], color="black", marker="|")
     axes.axvline(rival, color="black", linestyle=":", linewidth=0.8)
-    axes.legend(loc="lower right")
 
 
 def _locked(lock: Path) -> bool:

@@ -13,6 +13,7 @@ from evomerge.report import draw_run, read_run
 from evomerge.searching.progress import Progress
 from evomerge.searching.record import TrialRecord
 from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.study import PUBLISHED, find_study
 from evomerge.verbs import check
 
 Small = Callable[..., Path]
@@ -117,3 +118,17 @@ def test_sound_answers_are_not_doubted(small: Small) -> None:
     assert not set(read_run(outcome.folder).trials()["warnings"]) - {""}
     assert "in doubt" not in describe_run(outcome.folder)
     assert "in doubt" not in RunFolder(outcome.folder).log.read_text()
+
+
+def test_a_card_says_that_the_search_saw_a_public_test_set(small: Small, tmp_path: Path) -> None:
+    outcome = search(small(trials=3))
+    assert outcome.verdict is not None
+    study = find_study(RunFolder(outcome.folder).storage_of_run(None))
+    assert study is not None
+    assert study.user_attrs[PUBLISHED] == {}
+    card = (export(outcome.folder, tmp_path / "own") / "README.md").read_text()
+    assert "Measured on holdout documents, which the search never saw:\n\n- No difference" in card
+    assert "public test sets" not in card
+    study.set_user_attr(PUBLISHED, {"past": "owner/data, split test"})
+    card = (export(outcome.folder, tmp_path / "public") / "README.md").read_text()
+    assert "It was searched on public test sets: past (owner/data, split test); on these" in card

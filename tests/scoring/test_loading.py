@@ -1,6 +1,7 @@
 """What is wrong with a task is said before the first candidate."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -11,6 +12,7 @@ import yaml
 from evomerge.errors import UserError
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.harness import Harness
+from evomerge.scoring.loading import public_test_set
 from evomerge.scoring.tasks import TaskRequest
 
 CLOZE = {"output_type": "loglikelihood", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
@@ -148,3 +150,26 @@ def test_loading_leaves_no_trace(
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == before
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "test_split", "words"),
+    [
+        ("owner/data", "test", "owner/data, split test"),
+        ("owner/data", None, None),  # its documents are the validation split's
+        ("json", "test", None),
+        ("data.py", "test", None),  # beside the task's file
+    ],
+)
+def test_public_test_sets_are_told_from_own_documents(
+    tmp_path: Path, path: str, test_split: str | None, words: str | None
+) -> None:
+    (tmp_path / "data.py").touch()
+    task = SimpleNamespace(
+        config=SimpleNamespace(dataset_path=path, test_split=test_split),
+        has_test_docs=lambda: test_split is not None,
+    )
+    own = TaskRequest(name="own", folder=tmp_path)
+    assert public_test_set(own, [task]) == words
+    of_lm_eval = TaskRequest(name="gsm8k", folder=None)
+    assert public_test_set(of_lm_eval, [task]) == "a task that comes with lm-eval"
