@@ -67,7 +67,6 @@ def test_the_forecast_counts_trials_scored_in_full(small: Small) -> None:
     path = with_documents(small(), 100)  # 14 search documents, of which each trial scores one kind
     found = check(path, probe=False)
     assert found.forecast() == 8
-    assert found.sampler[0] == "gp"
     assert load_config(path).config.budget.trial_limit() is None
     assert Budget(trials=5, documents=100).full_trials(14) == 5
     assert Budget(deadline=datetime.now() + timedelta(hours=1)).full_trials(14) is None
