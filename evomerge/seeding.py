@@ -17,12 +17,9 @@ def mask_key(seed: int, tensor: str, source: str) -> int:
     return int.from_bytes(_digest("mask", seed, tensor, source), "little") >> 2
 
 
-def sampler_seed(seed: int, worker: int, trials: int) -> int:
-    """32-bit seed of a sampler that takes up a study after `trials` trials.
-
-    A seed that did not depend on the trials so far would repeat its proposals after a resume.
-    """
-    return int.from_bytes(_digest("sampler", seed, worker, trials)[:4], "little")
+def sampler_seed(seed: int, trial: int) -> int:
+    """32-bit seed of what is proposed for the trial of this number, in whichever process."""
+    return int.from_bytes(_digest("sampler", seed, trial)[:4], "little")
 
 
 def document_rank(seed: int, task: str, document: str) -> int:

@@ -27,12 +27,14 @@ from evomerge.going_on import (
     reused,
     take_up_starts,
 )
+from evomerge.merging.norms import task_vector_norms
 from evomerge.merging.throughput import Throughput, measure
 from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scorers import published
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.baselines import SCALES, baselines
+from evomerge.searching.even_norms import enqueue_starts
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
 from evomerge.searching.front_verdict import FrontVerdict, decide_front
 from evomerge.searching.guidance import Guide
@@ -53,6 +55,8 @@ from evomerge.searching.samplers import (
     SpaceSampler,
     choose_sampler,
 )
+from evomerge.searching.space import SearchSpace
+from evomerge.searching.stacks import StackSpace
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
@@ -71,7 +75,6 @@ from evomerge.searching.study import (
     write_goal,
 )
 from evomerge.searching.verdict import Verdict
-from evomerge.seeding import sampler_seed
 
 log = logging.getLogger(__name__)
 
@@ -292,12 +295,18 @@ def _run(
         log.info("%d interrupted trial(s) are taken up again", back)
     plain = plain_baselines(bench) | take_up_starts(study, starts)
     enqueue_baselines(study, bench.space, plain)
+    if isinstance(bench.space, SearchSpace):
+        names = tuple(bench.template.sources)
+        enqueue_starts(
+            study,
+            bench.space,
+            lambda cells: task_vector_norms(bench.models, cells, names, bench.device),
+        )
     scores = known_scores(bench, study)
     done = len(finished(study))
     sampler, reason = _sampler_choice(bench, budget)
     distributions = bench.space.distributions()
-    inner = SAMPLERS[sampler](sampler_seed(config.seed, 0, len(study.get_trials(deepcopy=False))))
-    study.sampler = SpaceSampler(inner, distributions)
+    study.sampler = SpaceSampler(SAMPLERS[sampler](config.seed), distributions)
     study.set_user_attr(TASKS, asked(bench))
     write_goal(study, bench.goal)
     public = published(bench.scorer)
@@ -454,13 +463,15 @@ def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
     name = bench.loaded.config.sampler
     distributions = bench.space.distributions()
     if name == "auto":
+        if isinstance(bench.space, StackSpace) and not bench.goal.several:
+            return "tpe", "stacks change at thresholds, which small steps seldom cross"
         trials = budget.full_trials(_trial_documents(bench))
         return choose_sampler(distributions, trials, max(1, len(bench.goal.parts)))
     categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
     if name in NO_CATEGORIES and categories:
         raise UserError(
             f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
-            f"{', '.join(categories[:3])}; use tpe, or one method"
+            f"{', '.join(categories[:3])}; use trust_region, catcma or tpe, or one method"
         )
     if name in ONE_OBJECTIVE and bench.goal.several:
         others = ", ".join(known for known in SAMPLERS if known not in ONE_OBJECTIVE)

@@ -56,7 +56,7 @@ def test_check_tells_what_is_known(small: Callable[..., Path]) -> None:
     assert code == 0, text
     for words in (
         "10 parameters",
-        "sampler  gp",
+        "sampler  trust_region",
         "8 search and 8 holdout",
         "GB/s",
         "as measured",

@@ -32,7 +32,15 @@ from evomerge.scoring.documents import stratified_blocks
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Metric, read_documents
 from evomerge.scoring.scorer import Documents
 from evomerge.searching.objective import Goal
-from evomerge.searching.record import BASELINE, GUIDE, IN_SPACE, RECIPE, RESULT, SLOPES
+from evomerge.searching.record import (
+    BASELINE,
+    GUIDE,
+    IN_SPACE,
+    RECIPE,
+    RESULT,
+    SLOPES,
+    START,
+)
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.space import Space
 
@@ -181,18 +189,18 @@ class Guide:
         return Step(number=facts["step"], documents=documents)
 
     def _start(self, facts: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-        """The best baseline in the space that has something to move; ends guidance if there is
-        none."""
+        """The best baseline or start in the space that has something to move; ends guidance if
+        there is none."""
         for trial in trials:
             if trial.number == facts.get("start"):
                 return trial
-        inside = [t for t in trials if BASELINE in t.user_attrs and t.params and _eligible(t)]
+        inside = [t for t in trials if _plain(t) is not None and t.params and _eligible(t)]
         inside.sort(key=lambda trial: -trial.values[0])
         for trial in inside:
             recipe = self.space.recipe(trial.params)
             if self.space.slopes(recipe, _still(recipe)):
                 self.study.set_user_attr(GUIDANCE, {"start": trial.number})
-                log.info("guidance starts at %s", trial.user_attrs[BASELINE])
+                log.info("guidance starts at %s", _plain(trial))
                 return trial
         if not trials:
             return None
@@ -277,6 +285,12 @@ def _still(recipe: Recipe) -> list[Slopes]:
         }
         for rule in recipe.rules
     ]
+
+
+def _plain(trial: FrozenTrial) -> str | None:
+    """Name of the baseline, or of the start with even norms, that the trial is."""
+    name: str | None = trial.user_attrs.get(BASELINE, trial.user_attrs.get(START))
+    return name
 
 
 def _eligible(trial: FrozenTrial) -> bool:

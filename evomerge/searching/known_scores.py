@@ -3,7 +3,7 @@
 What a document of a task scores depends on the weights, on how the task is asked and on how scores
 are computed, not on the other tasks or trials of a run. So scores are known where the weights are
 equal (`weights_key`), the task is asked alike of the same documents, and a side of the split holds
-the same of them. Only trials that were scored in full count.
+the same of them, all of which were scored.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,11 +89,12 @@ class KnownScores:
         answers = holdout_answers(attributes)
         held = holdout_metrics(attributes)
         for record in read_trials(study):
-            if record.value is None:
+            rows = from_json(held.get(record.number, []))
+            if record.value is None and not rows:
                 continue
             key = weights_key(record.recipe)
-            self._keep(key, "search", folder, record, record.metrics, record.answers, tasks)
-            rows = from_json(held.get(record.number, []))
+            if record.value is not None:
+                self._keep(key, "search", folder, record, record.metrics, record.answers, tasks)
             if rows:
                 own = answers.get(record.number, {})
                 self._keep(key, "holdout", folder, record, rows, own, tasks)

@@ -225,7 +225,8 @@ class Loop:
             self.guide.queue()
         trial = self.study.ask()
         step = self.guide.step(trial) if self.guide is not None else None
-        recipe = self._recipe(trial)
+        with self.folder.together():
+            recipe = self._recipe(trial)
         fingerprint = recipe.fingerprint()
         seconds = {"propose": time.perf_counter() - start}
         trial.set_user_attr(RECIPE, recipe.to_mapping())

@@ -17,6 +17,7 @@ from evomerge.scoring.scorecard import Metric, from_json
 
 # Names of user attributes, as they stand in every storage.
 BASELINE = "baseline"  # name of the baseline that the trial is
+START = "start"  # name of the start that the trial is, where it is not a baseline
 RECIPE = "recipe"  # Recipe.to_mapping()
 IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"

@@ -12,14 +12,15 @@ lock                held by the process that searches; names its pid and host
 import fcntl
 import os
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from evomerge.errors import UserError
+from evomerge.searching.journal import RunJournal
 
 Side = Literal["search", "holdout"]
 STUDY = "evomerge"
@@ -36,6 +37,7 @@ class RunFolder:
         self.log = path / "log.txt"
         self.statistics = path / "statistics"
         self._lock: IO[str] | None = None
+        self._journal: RunJournal | None = None
 
     def documents(self, side: Side, trial: int) -> Path:
         """Where a trial's scores per document lie."""
@@ -86,7 +88,13 @@ class RunFolder:
         """The study's storage: the journal in this folder, or any that Optuna's URL names."""
         if url is not None:
             return optuna.storages.get_storage(url)
-        return JournalStorage(JournalFileBackend(str(self.journal)))
+        self._journal = RunJournal(self.journal)
+        return JournalStorage(self._journal)
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is told to the journal inside is written in one piece; for the process that holds
+        the lock. Does nothing where the study lies elsewhere."""
+        return nullcontext() if self._journal is None else self._journal.together()
 
 
 def mend_journal(journal: Path) -> None:

@@ -25,6 +25,7 @@ from evomerge.searching.record import (
     RECIPE,
     RESULT,
     RETRY_OF,
+    START,
     read_trial,
 )
 from evomerge.searching.references import REFERENCES, with_references
@@ -210,7 +211,7 @@ def take_up_interrupted(study: optuna.Study) -> int:
 
 
 def _put_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    names = (BASELINE, RECIPE, GUIDE)
+    names = (BASELINE, START, RECIPE, GUIDE)
     kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number}
     study.enqueue_trial(trial.params, user_attrs={**kept, **marks})

@@ -128,7 +128,9 @@ def run_mergekit(bench: Bench, arguments: argparse.Namespace, tasks: Path) -> Ro
     words += ["--max-fevals", str(arguments.candidates), "--random-seed", str(arguments.seed)]
     with ray_with_a_gpu(arguments.mergekit, out) as environment, (out / "log.txt").open("w") as log:
         start = time.perf_counter()
-        subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, check=True, env=environment)
+        subprocess.run(
+            words, stdout=log, stderr=subprocess.STDOUT, check=True, env=environment, cwd=out
+        )  # cma writes its own files where it runs
         seconds = time.perf_counter() - start
     generations = re.findall(r"Received (\d+) genotypes", (out / "log.txt").read_text())
     model = out / "storage" / "final_model"

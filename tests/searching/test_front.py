@@ -71,7 +71,7 @@ def test_auto_chooses_by_objectives_budget_and_categories() -> None:
     assert chosen(BOX, 100, 4) == chosen(mixed, 600, 5) == "nsga3"
     assert chosen(mixed, 200, 2) == "tpe"
     assert chosen(mixed, 300, 2) == "nsga2"
-    assert chosen(many, 500, 1) == "cma_es"
+    assert chosen(many, 500, 1) == "trust_region"
 
 
 @pytest.mark.parametrize(

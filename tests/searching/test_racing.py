@@ -212,7 +212,7 @@ def test_metrics_that_are_no_means_are_refused() -> None:
     assert "second" in str(racing.refusal(opponent))
 
 
-@pytest.mark.parametrize("name", ["cma_es", "tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("name", ["cma_es", "catcma", "tpe", "gp", "nsga2", "nsga3"])
 def test_samplers_learn_from_a_pruned_trial_as_from_a_complete_one(name: str) -> None:
     box: dict[str, BaseDistribution] = {n: FloatDistribution(0, 1) for n in "abc"}
 

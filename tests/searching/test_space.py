@@ -1,6 +1,5 @@
 """`encode` and `propose` are inverses; samplers see the whole space; groups cover the model."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +7,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution
 
 from evomerge.architectures import PARTS
 from evomerge.methods.method import Parameter
@@ -15,7 +15,7 @@ from evomerge.recipe import Model, Piece, Recipe, Rule
 from evomerge.searching.baselines import SCALES, baselines, further_baselines, whole
 from evomerge.searching.equal_weights import weights_key
 from evomerge.searching.groups import Blocks, Cell, Depth, Knots, make_groups
-from evomerge.searching.samplers import NO_CATEGORIES, SAMPLERS, SpaceSampler, choose_sampler
+from evomerge.searching.samplers import choose_sampler
 from evomerge.searching.space import NotInSpace, SearchSpace
 
 LAYERS = 6
@@ -201,42 +201,10 @@ def _weights(recipe: Recipe) -> dict[str, float]:
     return weights
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_works_beside_baselines_outside_the_space(name: str) -> None:
-    slow = name == "gp"  # seconds per proposal in a large space
-    space = SPACES[1] if slow or name in NO_CATEGORIES else SPACES[2]
-    trials = 13 if slow else 24
-    sampler = SpaceSampler(SAMPLERS[name](0), space.distributions())
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.tell(study.ask(), 0.1)  # a baseline without parameters
-    seen = set()
-    for number in range(trials):
-        trial = study.ask()
-        recipe = space.propose(trial)
-        seen.add(recipe.fingerprint())
-        assert set(trial.params) == set(space.distributions())
-        study.tell(trial, float(number % 7))
-    assert len(seen) == trials
-
-
-def test_cma_es_climbs_and_goes_on_after_a_restart() -> None:
-    space = SPACES[1]
-    study = optuna.create_study(direction="maximize")
-    for trials in (60, 60):  # the second half with a new sampler, as after a resume
-        study.sampler = SpaceSampler(SAMPLERS["cma_es"](len(study.trials)), space.distributions())
-        for _ in range(trials):
-            trial = study.ask()
-            space.propose(trial)
-            study.tell(trial, -sum((v - 0.8) ** 2 for v in trial.params.values()))
-    values = [trial.value or 0.0 for trial in study.trials]
-    assert sum(values[-20:]) > sum(values[:20]) / 2
-    generations = [t.system_attrs["cma_es:generation"] for t in study.trials]
-    assert generations == sorted(generations)
-    assert generations[-1] >= 8
-
-
 def test_automatic_choice_follows_the_space() -> None:
-    choose: Callable[..., tuple[str, str]] = choose_sampler
-    assert choose(SPACES[2].distributions(), 300)[0] == "tpe"
-    assert choose(SPACES[1].distributions(), 80)[0] == "gp"
-    assert choose(SPACES[1].distributions(), None)[0] == "cma_es"
+    assert choose_sampler(SPACES[1].distributions())[0] == "trust_region"
+    name, reason = choose_sampler(SPACES[2].distributions())
+    assert name == "trust_region"
+    assert "categories" in reason
+    only = {"method": CategoricalDistribution(("ties", "linear"))}
+    assert choose_sampler(only)[0] == "tpe"
