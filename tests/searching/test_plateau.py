@@ -62,6 +62,9 @@ def test_a_plateau_is_told_and_ends_the_search_where_it_may(flat: Path, tmp_path
 
 def test_what_is_no_plateau(small: Small) -> None:
     config = small(FLAT, trials=40)
+    # Enough documents to tell merges from ruins.
+    config.write_text(config.read_text().replace("limit: 16", "limit: 160"))
+    config.write_text(config.read_text().replace("limit: 12", "limit: 160"))
     report = read_run(search(config).folder)
     folder = RunFolder(load_config(config).output())
 
