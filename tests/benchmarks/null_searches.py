@@ -2,7 +2,7 @@
 
     python configs/quickstart/make_family.py FAMILY --kind null --copies 40
     python tests/benchmarks/null_searches.py --family FAMILY --out FOLDER [--searches 100]
-        [--trials 24] [--sources 3] [--limit 80] [--pairs 2000]
+        [--trials 24] [--sources 3] [--limit 80] [--pairs 2000] [--finished]
 
 Every source is the base plus noise of one size: none is better than another for any reason but
 chance. Each search has its own draw of sources, its own split of the documents, and its own seed;
@@ -99,11 +99,12 @@ def search_one(loaded: LoadedConfig) -> dict[str, Any]:
 
 
 def searches(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The results of all searches; those that are missing are run."""
+    """The results of all searches; those that are missing are run, or left out."""
     sizes = arguments.sources, arguments.trials, arguments.limit
     return [
         search_one(configured(arguments.family, arguments.out, number, *sizes))
         for number in range(arguments.first, arguments.searches)
+        if not arguments.finished or (arguments.out / f"{number:03}" / "done").exists()
     ]
 
 
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--searches", type=int, default=100)
+    parser.add_argument("--finished", action="store_true", help="count what is there, run nothing")
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--sources", type=int, default=3)
     parser.add_argument("--limit", type=int, default=80, help="documents of a task, both sides")
