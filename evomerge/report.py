@@ -227,8 +227,9 @@ def draw_run(run: Path | str, out: Path | str, storage: str | None = None) -> No
     report = read_run(run, storage)
     if not report.ranked:
         raise UserError(f"{run}: has no scored trial to draw yet")
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.4, 1))
+    bars = max(4.0, 0.25 * len(report.holdout))  # inches
+    figure = Figure(figsize=(12, 4 + bars), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.4, 1), height_ratios=(4, bars))
     if report.goal.several:
         _draw_fronts(figure, figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 1]), report)
     else:
@@ -298,6 +299,7 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
             (0.99, height(top)),
             xycoords=("axes fraction", "data"),
             ha="right",
+            annotation_clip=True,
             va="bottom",
         )
     if report.plateau is not None:
@@ -309,7 +311,7 @@ def _draw_scores(axes: Any, report: RunReport) -> None:
         ylabel=f"{UNIT_NAMES[unit]} on the search documents",
         title="Scores over trials",
     )
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False)
     if report.goal.kind != "metric":
         _cut_off_the_hopeless(axes, [height(record) for record in (*scored, *pruned, *steps)])
 
@@ -372,7 +374,8 @@ def _draw_holdout(axes: Any, report: RunReport) -> None:
     winner = None if report.verdict is None else report.verdict.winner
     colours = ["tab:green" if number == winner else "tab:gray" for number, _ in ordered]
     bars = axes.barh(names, values, color=colours)
-    axes.bar_label(bars, fmt="%.1f", padding=2)
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize="small")
+    axes.tick_params(axis="y", labelsize="small")
     axes.set(
         xlabel=UNIT_NAMES[report.goal.points.unit],
         xlim=(1.15 * min(0.0, *values), 1.15 * max(0.0, *values)),
@@ -391,7 +394,7 @@ def _draw_verdict(axes: Any, report: RunReport, verdict: Verdict, place: int) ->
         return
     name = report.by_number[verdict.opponent].name
     axes.set_title(
-        f"Holdout documents: {verdict.conclusion}\n{verdict.gain.sentence()} over {name}",
+        f"Holdout documents: {verdict.conclusion}\n{verdict.gain.sentence()}\nover {name}",
         fontsize="medium",
     )
     rival = 100 * report.goal.points.value(report.holdout[verdict.opponent])
