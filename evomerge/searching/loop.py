@@ -255,7 +255,7 @@ class Loop:
         kinds = KINDS if alone else self.goal.trial_kinds
         try:
             scorecard, documents = self._scores(recipe, kinds, race, seconds)
-            if not (guided or alone) and self._is_new_best(scorecard, race):
+            if not alone and self._is_new_best(scorecard, race):
                 scorecard = self._with_metrics(recipe, "search", scorecard, documents, seconds)
             metrics = self.goal.climbed.metrics(scorecard)
         except EvomergeError as error:
