@@ -239,7 +239,6 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
     bench.budget.settle(workspace.model)
     return Evaluator(
         workspace=workspace,
-        models=bench.models,
         scorer=bench.scorer,
         device=bench.device,
         blocks=bench.blocks,

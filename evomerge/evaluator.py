@@ -10,7 +10,6 @@ import torch
 
 from evomerge.errors import CandidateError
 from evomerge.merging.calibration import calibrated_sources
-from evomerge.merging.models import Models
 from evomerge.merging.throughput import wait_for
 from evomerge.merging.workspace import Workspace
 from evomerge.methods.derivative import Slopes
@@ -30,7 +29,6 @@ class Evaluator:
     """The live model and the scorer."""
 
     workspace: Workspace
-    models: Models
     scorer: Scorer
     device: torch.device
     blocks: Callable[[Side], tuple[Documents, ...]]

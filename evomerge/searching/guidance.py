@@ -151,8 +151,10 @@ class Guide:
     def queue(self) -> None:
         """Queues the next guided trial; nothing while others wait, or after the end."""
         facts = self.study.user_attrs.get(GUIDANCE, {})
+        if "end" in facts:
+            return
         trials = self.study.get_trials(deepcopy=False)
-        if "end" in facts or any(trial.state == TrialState.WAITING for trial in trials):
+        if any(trial.state == TrialState.WAITING for trial in trials):
             return
         start = self._start(facts, trials)
         if start is None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import optuna
 from optuna.trial import TrialState
 
-from evomerge.errors import CandidateError, EvomergeError, UserError
+from evomerge.errors import EvomergeError, UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import (
@@ -258,11 +258,8 @@ class Loop:
             if not alone and self._is_new_best(scorecard, race):
                 scorecard = self._with_metrics(recipe, "search", scorecard, documents, seconds)
             metrics = self.goal.climbed.metrics(scorecard)
-        except EvomergeError as error:
-            self._fail(trial, str(error), seconds)
-        except Exception as error:
-            log.exception("trial %d: scoring or merging raised", trial.number)
-            self._fail(trial, f"{type(error).__name__}: {error}", seconds)
+        except Exception as error:  # noqa: BLE001 - recorded; it does not end the search
+            self._fail(trial, error, seconds)
         else:
             before = time.perf_counter()
             path = self.folder.documents("search", trial.number)
@@ -353,8 +350,8 @@ class Loop:
         assert incumbent is not None  # guidance began at a complete trial
         try:
             found = self.differentiate(recipe, step.documents, self.goal.climbed.weights())
-        except CandidateError as error:
-            self._fail(trial, str(error), seconds)
+        except Exception as error:  # noqa: BLE001 - recorded; it does not end the search
+            self._fail(trial, error, seconds)
             return
         write_documents(found.scores, self.folder.documents("search", trial.number))
         seen = sum(len(own.documents) for own in found.scores.values())
@@ -420,7 +417,12 @@ class Loop:
         trial.set_user_attr(RESULT, {**result, **facts})
         self.study.tell(trial, state=TrialState.PRUNED)
 
-    def _fail(self, trial: optuna.Trial, reason: str, seconds: Mapping[str, float]) -> None:
+    def _fail(self, trial: optuna.Trial, error: Exception, seconds: Mapping[str, float]) -> None:
+        """Records why the candidate could not be made, scored or differentiated."""
+        reason = str(error)
+        if not isinstance(error, EvomergeError):
+            log.error("trial %d: scoring or merging raised", trial.number, exc_info=error)
+            reason = f"{type(error).__name__}: {error}"
         trial.set_user_attr(RESULT, {"failure": reason, "seconds": dict(seconds)})
         self.study.tell(trial, state=TrialState.FAIL)
 

@@ -10,6 +10,7 @@ from evomerge import verbs
 from evomerge.assemble import evaluator, prepare
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.config import load_config
+from evomerge.evaluator import Evaluator
 from evomerge.report import read_run
 from evomerge.scoring.scorecard import SMOOTH
 from evomerge.searching.guidance import BACKWARD, Guide, Pace
@@ -106,3 +107,19 @@ def test_methods_that_are_not_differentiable_end_guidance(
     with caplog.at_level("INFO", logger="evomerge"):
         search(small(trials=17, methods="tsv"))
     assert "guidance ends: no baseline lies in the space" in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_step_that_raises_ends_guidance_but_not_the_search(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no way back through this layer")
+
+    monkeypatch.setattr(Evaluator, "gradient", broken)
+    report = read_run(search(small(trials=20)).folder)
+    failed = [record for record in report.records if record.state == "failed"]
+    assert [record.failure for record in failed] == ["RuntimeError: no way back through this layer"]
+    assert report.guidance is not None
+    assert "no way back" in report.guidance["end"]
+    assert report.verdict is not None
