@@ -309,7 +309,7 @@ def plot(
 ) -> None:
     """Draws a run: score over trials, the winner's coefficients, the holdout table."""
     with _errors(), _quiet():
-        from evomerge.report import draw_run
+        from evomerge.run_picture import draw_run
 
         draw_run(run, out, storage)
         _out.print(f"wrote {out}", markup=False)

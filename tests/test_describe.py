@@ -9,7 +9,8 @@ import yaml
 
 from evomerge import export, load_config, score, search
 from evomerge.describe import describe_check, describe_run, describe_scores
-from evomerge.report import draw_run, read_run
+from evomerge.report import read_run
+from evomerge.run_picture import draw_run
 from evomerge.searching.progress import Progress
 from evomerge.searching.record import TrialRecord
 from evomerge.searching.run_folder import RunFolder

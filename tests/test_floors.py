@@ -15,7 +15,7 @@ FLOORS = [
     {"merging"},
     {"scoring"},
     {"searching"},
-    {"exporting", "adapting", "report", "model_card", "front_picture", "evaluator"},
+    {"exporting", "adapting", "report", "run_picture", "model_card", "front_picture", "evaluator"},
     {
         "config",
         "config_objectives",
@@ -41,7 +41,8 @@ FLOORS = [
 BESIDE = {
     ("exporting", "model_card"),
     ("adapting", "model_card"),
-    ("report", "front_picture"),
+    ("run_picture", "front_picture"),
+    ("run_picture", "report"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "scorers"),
@@ -68,7 +69,7 @@ DOORS = {
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},
     "vllm": {"scoring/vllm_generation.py"},
-    "matplotlib": {"report.py", "front_picture.py", "inspection_picture.py"},
+    "matplotlib": {"run_picture.py", "front_picture.py", "inspection_picture.py"},
     "typer": {"cli.py"},
 }
 

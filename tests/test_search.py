@@ -19,7 +19,8 @@ from evomerge.assemble import evaluator, prepare
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.describe import describe_run
 from evomerge.merging.workspace import Workspace
-from evomerge.report import draw_run, read_run
+from evomerge.report import read_run
+from evomerge.run_picture import draw_run
 from evomerge.scoring import token_model
 from evomerge.scoring.scorecard import SMOOTH
 from evomerge.searching.baselines import baselines

@@ -11,7 +11,8 @@ import pytest
 
 from evomerge import UserError, load_config, search
 from evomerge.describe import describe_check, describe_run
-from evomerge.report import draw_run, read_run
+from evomerge.report import read_run
+from evomerge.run_picture import draw_run
 from evomerge.scoring.scorecard import SMOOTH, read_documents
 from evomerge.searching.progress import Progress
 from evomerge.searching.run_folder import RunFolder

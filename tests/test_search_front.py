@@ -11,7 +11,8 @@ import pytest
 
 from evomerge import Recipe, UserError, export, load_config, search
 from evomerge.describe import describe_check, describe_outcome, describe_run
-from evomerge.report import draw_run, read_run
+from evomerge.report import read_run
+from evomerge.run_picture import draw_run
 from evomerge.searching.progress import Progress
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import find_study

@@ -7,7 +7,8 @@ import pytest
 
 from evomerge import UserError, export, load_config, search
 from evomerge.describe import describe_check, describe_run
-from evomerge.report import RunReport, draw_run, read_run
+from evomerge.report import RunReport, read_run
+from evomerge.run_picture import draw_run
 from evomerge.searching.progress import Progress
 from evomerge.searching.record import RESULT, SLOPES
 from evomerge.searching.references import REFERENCES

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from evomerge import UserError, export, load_config, score, search
 from evomerge.recipe import MERGED
-from evomerge.report import draw_run, read_run
+from evomerge.report import read_run
+from evomerge.run_picture import draw_run
 from evomerge.verbs import check
 
 Small = Callable[..., Path]

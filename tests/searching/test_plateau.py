@@ -8,7 +8,8 @@ import pytest
 
 from evomerge import load_config, search
 from evomerge.describe import describe_run
-from evomerge.report import draw_run, read_run
+from evomerge.report import read_run
+from evomerge.run_picture import draw_run
 from evomerge.scoring.scorecard import read_documents
 from evomerge.searching.plateau import WINDOW, Plateau, find_plateau
 from evomerge.searching.progress import Progress
