@@ -145,18 +145,39 @@ def write_documents(scores: Mapping[str, DocumentScores], path: Path) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentArrays:
+    """`DocumentScores` as arrays, for many documents."""
+
+    documents: np.ndarray[Any, Any]
+    """int32 [documents], ascending."""
+    values: Mapping[str, np.ndarray[Any, Any]]
+    """"metric,filter" -> float32 [documents]."""
+
+
 def read_documents(path: Path) -> dict[str, DocumentScores]:
     """Task -> its scores, as `write_documents` wrote them (values rounded to float32).
 
     Raises UserError where the file is missing or is no such file.
     """
+    return {
+        task: DocumentScores(
+            documents=tuple(own.documents.tolist()),
+            values={name: tuple(values.tolist()) for name, values in own.values.items()},
+        )
+        for task, own in read_arrays(path).items()
+    }
+
+
+def read_arrays(path: Path) -> dict[str, DocumentArrays]:
+    """As `read_documents`."""
     try:
         with np.load(path, allow_pickle=False) as entries:
             layout = json.loads(str(entries["layout"]))
             return {
-                task: DocumentScores(
-                    documents=tuple(entries[str(places.pop(""))].tolist()),
-                    values={n: tuple(entries[str(i)].tolist()) for n, i in places.items()},
+                task: DocumentArrays(
+                    documents=entries[str(places.pop(""))],
+                    values={name: entries[str(place)] for name, place in places.items()},
                 )
                 for task, places in layout.items()
             }
