@@ -15,7 +15,10 @@ FLOORS = [
     {"merging"},
     {"scoring"},
     {"searching"},
-    {"exporting", "adapting", "report", "run_picture", "model_card", "front_picture", "evaluator"},
+    {
+        *("exporting", "adapting", "report", "documents", "run_picture", "model_card"),
+        *("front_picture", "evaluator"),
+    },
     {
         "config",
         "config_objectives",
@@ -44,6 +47,7 @@ BESIDE = {
     ("adapting", "model_card"),
     ("run_picture", "front_picture"),
     ("run_picture", "report"),
+    ("documents", "report"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "scorers"),

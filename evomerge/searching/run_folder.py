@@ -3,7 +3,9 @@
 study.journal       the study: every trial, in Optuna's journal format
 config.yaml         the configuration that started the run
 log.txt             what happened, one line per trial
+documents.parquet   what every document asks, and what answer is expected
 search/00012.npz    scores per document of trial 12 on the search documents
+search/00012.answers.json.gz    what it answered to them; only where anything was answered
 holdout/00012.npz   the same on the holdout documents, for finalists and baselines
 statistics/         what was computed of the sources' tensors, once
 lock                held by the process that searches; names its pid and host
@@ -38,12 +40,17 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.log = path / "log.txt"
         self.statistics = path / "statistics"
+        self.questions = path / "documents.parquet"
         self._lock: IO[str] | None = None
         self._journal: RunJournal | None = None
 
     def documents(self, side: Side, trial: int) -> Path:
         """Where a trial's scores per document lie."""
         return self.path / side / f"{trial:05}.npz"
+
+    def answers(self, side: Side, trial: int) -> Path:
+        """Where what a trial answered lies, if there was anything."""
+        return self.path / side / f"{trial:05}.answers.json.gz"
 
     def open_for_writing(self) -> None:
         """Makes the folder, locks it for this process, and mends a journal that a kill tore.
