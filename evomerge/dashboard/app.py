@@ -251,9 +251,7 @@ class _Site:
 class _TokenGate:
     """Lets nobody in who does not have the token."""
 
-    def __init__(
-        self, app: ASGIApp, token: str, page: Callable[[Request, bool], Response]
-    ) -> None:
+    def __init__(self, app: ASGIApp, token: str, page: Callable[[Request, bool], Response]) -> None:
         self._app = app
         self._token = token
         self._page = page

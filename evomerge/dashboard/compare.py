@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from evomerge.dashboard.columns import Vector
 from evomerge.dashboard.runs import Run
 from evomerge.dashboard.snapshot import Snapshot
 from evomerge.errors import UserError
@@ -107,19 +108,19 @@ def compare(first: Chosen, second: Chosen, side: Side) -> tuple[dict[str, Differ
 
 def paired(
     ours: DocumentArrays | None, theirs: DocumentArrays | None, metric: str
-) -> "np.ndarray[tuple[int], np.dtype[np.float64]] | None":
+) -> Vector | None:
     """[documents]: second minus first on the documents that both have; None without the metric."""
     if ours is None or theirs is None or metric not in ours.values or metric not in theirs.values:
         return None
     _, one, two = np.intersect1d(
         ours.documents, theirs.documents, assume_unique=True, return_indices=True
     )
-    better = theirs.values[metric][two].astype(np.float64) - ours.values[metric][one]
+    better: Vector = theirs.values[metric][two].astype(np.float64) - ours.values[metric][one]
     return better[~np.isnan(better)]
 
 
 def _difference(
-    tables: Mapping[str, "np.ndarray[tuple[int, int], np.dtype[np.float64]]"],
+    tables: Mapping[str, Vector],
     shares: Mapping[str, float],
 ) -> Difference:
     values, errors = estimate(tables, shares)
@@ -152,6 +153,7 @@ def recipe_rows(chosen: Sequence[Chosen]) -> list[tuple[str, list[str], bool]]:
         for rule in recipe.rules:
             label = rule.label()
             own[f"{label}: method"] = rule.method
+            own[f"{label}: sources"] = ", ".join(rule.sources)
             for name, value in rule.parameters.items():
                 if isinstance(value, dict):
                     own |= {f"{label}: {name} {s}": f"{v:.4g}" for s, v in value.items()}

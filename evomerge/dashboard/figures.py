@@ -151,7 +151,7 @@ def _floor(values: Sequence[float]) -> tuple[float | None, int]:
     best, middle = max(values), float(np.median(values))
     floor = best - 4 * (best - middle)
     hidden = sum(value < floor for value in values)
-    return (floor, hidden) if hidden and floor < best else (None, 0)
+    return (float(f"{floor:.3g}"), hidden) if hidden and floor < best else (None, 0)
 
 
 def front(snapshot: Snapshot) -> Figure | None:
@@ -393,10 +393,10 @@ def _heatmap(
     *,
     centred: bool = False,
 ) -> Figure:
-    parts = list(dict.fromkeys(cells["part"]))
+    one_part = not cells.duplicated(["place", "source"]).any()
     columns = [cells[name].tolist() for name in ("place", "part", "source", column, "method")]
     found = list(zip(*columns, strict=True))
-    labels = [row[2] if len(parts) == 1 else f"{row[2]} · {row[1]}" for row in found]
+    labels = [row[2] if one_part else f"{row[2]} · {row[1]}" for row in found]
     rows = list(dict.fromkeys(labels))[::-1]
     x, y = {p: i for i, p in enumerate(places)}, {r: i for i, r in enumerate(rows)}
     data = [

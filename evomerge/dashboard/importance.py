@@ -37,7 +37,7 @@ def importances(snapshot: Snapshot) -> tuple[dict[str, float], int]:
         return {}, len(parameters)
     names = sorted(common)
     kinds = {name: _distribution([own[name] for own in parameters.values()]) for name in names}
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(study_name="importance", direction="maximize")
     study.add_trials(
         [
             create_trial(

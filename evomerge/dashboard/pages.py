@@ -73,7 +73,9 @@ class Asked:
             ordered = keys.sort_values(list("abcde"), ascending=False, kind="stable")
             return found.loc[ordered.index if self.order == "down" else ordered.index[::-1]]
         if self.sort not in frame:
-            raise UserError(f"sort={self.sort}: expected rank, or one of {', '.join(frame)}")
+            raise UserError(
+                f"sort={self.sort}: expected rank, or one of {', '.join(map(str, frame))}"
+            )
         return found.sort_values(self.sort, ascending=self.order == "up", kind="stable")
 
     def link(self, **changed: Any) -> str:
@@ -150,7 +152,7 @@ def _run_row(run: Run) -> dict[str, Any]:
         "trials": sum(count for state, count in report.counts().items() if state in STATES[:4]),
         "best": _value_text(snapshot, winner),
         "baseline": _value_text(snapshot, best),
-        "verdict": _verdict(snapshot)[0] if _verdict(snapshot) else "",
+        "verdict": verdict_lines(snapshot)[0] if verdict_lines(snapshot) else "",
         "per hour": snapshot.per_hour() if report.running else None,
         "left": snapshot.remaining(),
     }
@@ -162,7 +164,7 @@ def _value_text(snapshot: Snapshot, record: TrialRecord | None) -> str:
     return f"{snapshot.report.goal.text(record.value, record.metrics)} ({record.name})"
 
 
-def _verdict(snapshot: Snapshot) -> list[str]:
+def verdict_lines(snapshot: Snapshot) -> list[str]:
     """The sentences of the verdict, or of the front's."""
     report = snapshot.report
     names = {record.number: record.name for record in report.records}
@@ -171,7 +173,7 @@ def _verdict(snapshot: Snapshot) -> list[str]:
         lines = report.verdict.lines(names)
     if report.front_verdict is not None:
         lines = report.front_verdict.sentences(names)
-    return [*lines, *(limit.sentence(names[limit.trial]) for limit in report.limits)]
+    return [*lines, *(f"{names[limit.trial]}: {limit.sentence()}" for limit in report.limits)]
 
 
 def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
         "run": run,
         "watched": [run.name],
         "facts": facts(run, snapshot),
-        "verdict": _verdict(snapshot),
+        "verdict": verdict_lines(snapshot),
         "conclusion": None if report.verdict is None else report.verdict.conclusion,
         "plateau": None if report.plateau is None else report.plateau.sentence(),
         "notes": report.scale_notes,
@@ -253,15 +255,12 @@ def trial_page(chosen: Chosen, other: Chosen | None, query: QueryParams) -> dict
     depth = depth_of(record.recipe) if has_recipe else None
     address = f"/run/{quote(chosen.run.name)}/trial/{record.number}"
     found = [] if depth is None else galleries.trial_figures(depth)
-    winner = snapshot.winner()
     differences, why_not = ({}, "") if other is None else compare(other, chosen, side)
     task = query.get("task") or _most_changed(differences)
     flipped_table = None
     if other is not None and differences and task:
         flipped_table = flipped(other, chosen, side, task)
-    beside = [record, *_plain(snapshot, record)]
-    if winner is not None and winner.number not in {each.number for each in beside}:
-        beside.append(winner)
+    beside = beside_of(chosen)
     return {
         "title": f"{record.name} · {chosen.run.name}",
         "run": chosen.run,
@@ -274,7 +273,7 @@ def trial_page(chosen: Chosen, other: Chosen | None, query: QueryParams) -> dict
         "export": f"evomerge export {chosen.run.folder.path} OUT --trial {record.number}",
         "beside": beside,
         "tasks": _task_rows(snapshot, beside),
-        "held": _held_rows(snapshot, beside),
+        "held": held_rows(snapshot, beside),
         "other": other,
         "against": query.get("against", ""),
         "others": _suggested(snapshot, record),
@@ -282,11 +281,19 @@ def trial_page(chosen: Chosen, other: Chosen | None, query: QueryParams) -> dict
         "task": task,
         "differences": differences,
         "why_not": why_not,
-        "flipped": None if flipped_table is None else flipped_table.head(FLIPPED).to_dict("records"),
+        "flipped": None
+        if flipped_table is None
+        else flipped_table.head(FLIPPED).to_dict("records"),
         "flipped_count": 0 if flipped_table is None else len(flipped_table),
         "previous": record.number - 1 if record.number else None,
         "next": record.number + 1 if record.number + 1 < snapshot.trials else None,
     }
+
+
+def _shown(table: pd.DataFrame | None) -> dict[str, Any]:
+    if table is None:
+        return {"flipped": None, "flipped_count": 0}
+    return {"flipped": table.head(FLIPPED).to_dict("records"), "flipped_count": len(table)}
 
 
 def flipped(first: Chosen, second: Chosen, side: Side, task: str | None) -> pd.DataFrame:
@@ -339,6 +346,15 @@ def _trial_facts(chosen: Chosen) -> list[tuple[str, str]]:
     return found
 
 
+def beside_of(chosen: Chosen) -> list[TrialRecord]:
+    """The trial, base and sources, and the winner: each once."""
+    winner = chosen.snapshot.winner()
+    found = [chosen.record, *_plain(chosen.snapshot, chosen.record)]
+    if winner is not None and winner.number not in {each.number for each in found}:
+        found.append(winner)
+    return found
+
+
 def _plain(snapshot: Snapshot, record: TrialRecord) -> list[TrialRecord]:
     """Base and sources, as far as they are scored."""
     mapping = record.recipe_mapping or {}
@@ -363,7 +379,7 @@ def _task_rows(snapshot: Snapshot, beside: Sequence[TrialRecord]) -> list[dict[s
     return rows
 
 
-def _held_rows(snapshot: Snapshot, beside: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+def held_rows(snapshot: Snapshot, beside: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """The same on the holdout; nothing where the trial itself was not scored there."""
     holdout = snapshot.report.holdout
     if beside[0].number not in holdout:
@@ -386,7 +402,9 @@ def _held_rows(snapshot: Snapshot, beside: Sequence[TrialRecord]) -> list[dict[s
 def _suggested(snapshot: Snapshot, record: TrialRecord) -> list[TrialRecord]:
     """Trials that one would compare it with: baselines, and the best."""
     plain = [r for r in snapshot.report.records if r.baseline is not None and r.value is not None]
-    found = {r.number: r for r in (*snapshot.report.ranked[:8], *plain) if r.number != record.number}
+    found = {
+        r.number: r for r in (*snapshot.report.ranked[:8], *plain) if r.number != record.number
+    }
     return list(found.values())
 
 

@@ -127,5 +127,5 @@ class OptunaDashboards:
 class _Quiet(WSGIRequestHandler):
     """Writes no line per request."""
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Nothing."""
