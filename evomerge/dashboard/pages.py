@@ -57,7 +57,7 @@ class Asked:
 
     def filtered(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows that are asked for, in the order asked for."""
-        keep = pd.Series(True, index=frame.index)
+        keep = frame["state"] != "waiting"
         if self.state:
             keep &= frame["state"] == self.state
         if self.method:

@@ -44,6 +44,7 @@ def serve(
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.bind((host, port))
+        place.listen()  # who asks early waits
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be used ({error}); give another --port") from error
     shown = f"[{host}]" if ":" in host else host
