@@ -9,13 +9,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "evomerge"
 
 FLOORS = [
-    {"errors", "seeding", "files", "typed_yaml", "environment", "devices", "aligned"},
+    {"errors", "seeding", "files", "typed_yaml", "environment", "devices", "aligned", "notify"},
     {"methods", "architectures", "recipe"},
     {"checkpoints"},
     {"merging"},
     {"scoring"},
     {"searching"},
-    {"exporting", "adapting", "report", "run_picture", "model_card", "front_picture", "evaluator"},
+    {
+        *("exporting", "adapting", "report", "run_picture", "model_card", "front_picture"),
+        *("evaluator", "frames", "ending"),
+    },
     {
         "config",
         "config_objectives",
@@ -33,6 +36,10 @@ FLOORS = [
         "describe",
         "describe_front",
         "inspection_picture",
+        "checking",
+        "live_view",
+        "trial_table",
+        "watching",
     },
     {"verbs"},
     {"cli"},
@@ -43,11 +50,15 @@ BESIDE = {
     ("adapting", "model_card"),
     ("run_picture", "front_picture"),
     ("run_picture", "report"),
+    ("report", "frames"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "scorers"),
     ("describe", "describe_front"),
     ("assemble", "spaces"),
+    ("checking", "assemble"),
+    ("checking", "scorers"),
+    ("watching", "describe"),
     ("config", "config_objectives"),
     ("config_objectives", "config_tasks"),
     ("going_on", "assemble"),
@@ -56,7 +67,7 @@ BESIDE = {
 }
 """Rooms of one floor that may know each other: the first knows the second."""
 INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
-UP = {("describe", "verbs")}
+UP = {("describe", "checking"), ("frames", "report")}
 """Types only, under TYPE_CHECKING."""
 
 DOORS = {
@@ -64,7 +75,7 @@ DOORS = {
         *("scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"),
         *("scoring/encoding.py", "scoring/kept_requests.py", "scoring/task_names.py"),
     },
-    "optuna": {"searching", "verbs.py", "going_on.py", "cli.py"},
+    "optuna": {"searching", "verbs.py", "checking.py", "ending.py", "going_on.py", "cli.py"},
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},
