@@ -234,8 +234,9 @@ def trials(
         report = read_run(run, storage)
         chosen = Selection(sort=sort, descending=descending, limit=limit, states=read_states(state))
         # A pipe has no width: there the table takes what it needs.
-        for part in table_of_trials(report, chosen):
-            _out.print(part, width=None if _out.is_terminal else 1000, soft_wrap=False)
+        wide = _out if _out.is_terminal else Console(highlight=False, width=1000)
+        for part in table_of_trials(report, chosen, wide.width):
+            wide.print(part, soft_wrap=False)
         for path in filter(None, (csv, parquet)):
             write_frame(whole_frame(report), path, parquet=path is parquet)
             _out.print(f"wrote {path}", markup=False)

@@ -39,11 +39,8 @@ class ConsoleHandler(logging.Handler):
 
 
 class LiveView:
-    """The panel: anew after every trial, its times and memory every second.
-
-    A thread of its own draws it meanwhile, so that what changes with trials is laid out here and
-    only numbers are read there.
-    """
+    """The panel. A thread of its own draws it: what changes with trials is laid out after each, and
+    only times and memory are read there."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -91,9 +88,9 @@ def _trials(progress: Progress) -> RenderableType:
     rows += [("front", " · ".join(progress.front_words()))] if progress.front else []
     rows += [("of these", "; ".join(counts))] if (counts := progress.count_words()) else []
     rows += [] if progress.plateau is None else [("plateau", progress.plateau.short())]
-    last = Table.grid(padding=(0, 1))
-    for share in (2, 1, 3):
-        last.add_column(no_wrap=True, overflow="ellipsis", ratio=share)
+    last = Table.grid(padding=(0, 1), expand=True)
+    for widest, share in ((20, None), (None, None), (None, 1)):
+        last.add_column(no_wrap=True, overflow="ellipsis", max_width=widest, ratio=share)
     for record in progress.recent:
         state = Text(record.state, style=_STYLES.get(record.state, ""))
         last.add_row(Text(record.name), state, Text(_result(record, progress)))
@@ -169,12 +166,5 @@ def shown(console: Console, title: str) -> Iterator[OnProgress]:
             lines.tell()
         return
     view = LiveView(title)
-    with Live(
-        get_renderable=view.render, console=console, refresh_per_second=1, transient=True
-    ) as live:
-
-        def on_progress(progress: Progress, record: TrialRecord | None) -> None:
-            view(progress, record)
-            live.refresh()
-
-        yield on_progress
+    with Live(get_renderable=view.render, console=console, refresh_per_second=4, transient=True):
+        yield view

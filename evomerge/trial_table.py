@@ -1,18 +1,17 @@
 """The trials of a run as a table for a terminal."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-from rich import box
-from rich.console import RenderableType
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from evomerge.errors import UserError, did_you_mean
 from evomerge.report import RunReport
-from evomerge.searching.objective import amount
+from evomerge.searching.objective import UNIT_NAMES, amount
 from evomerge.searching.record import TrialRecord
 
 STATES = (
@@ -26,6 +25,9 @@ STATES = (
     "waiting",
 )
 _SIGNS = "* winner, ! score in doubt, x breaks a limit, ~ estimate from a part of the documents"
+_WORDS = ("", "trial", "state", "methods")
+_GAP = 2  # characters between columns
+_NOTE = 16  # characters that methods, or why a trial failed, may be cut to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,42 +94,72 @@ def _by_column(
     return [report.by_number[number] for number in ordered["number"]]
 
 
-def table_of_trials(report: RunReport, selection: Selection) -> list[RenderableType]:
+def table_of_trials(report: RunReport, selection: Selection, width: int) -> list[Table | Text]:
     """A line per trial with its value, the points of each task with their standard error, and
-    seconds; then what the signs mean."""
+    seconds; then what the signs mean.
+
+    width: in characters; columns for which there is no room are left out from the right, and named.
+    """
     frame = report.trials()
-    wanted = select_trials(report, frame, selection)
-    records = wanted[: selection.limit]
-    count = f"{len(records)} of {len(report.records)} trials; tasks in points ± standard error; "
-    return [_table(report, frame, records), Text(count + _SIGNS)]
-
-
-def _table(report: RunReport, frame: pd.DataFrame, records: Collection[TrialRecord]) -> Table:
-    tasks = list(report.goal.points.targets)
-    held = bool(report.holdout)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("", "trial", "state", "value"):
-        table.add_column(name, overflow="fold")
-    for task in tasks:
-        table.add_column(Text(task), justify="right", overflow="fold")
-        if held:
-            table.add_column(Text(f"{task} holdout"), justify="right", overflow="fold")
-    table.add_column("seconds", justify="right")
-    table.add_column("methods", overflow="fold")
-    rows = frame.loc[[record.number for record in records]].to_dict("index")
-    for record in records:
-        row: Mapping[Any, Any] = rows[record.number]
-        names = [name for task in tasks for name in (task, f"{task} holdout")[: 1 + held]]
-        table.add_row(
-            Text(_marks(report, record)),
-            Text(record.name),
-            Text(_state(record)),
-            Text(_value(report, record)),
-            *(_points(row[name], row[f"{name} error"]) for name in names),
-            "" if pd.isna(row["seconds"]) else f"{row['seconds']:.2f}",
-            Text(row["methods"] or ""),
+    records = select_trials(report, frame, selection)[: selection.limit]
+    columns = _columns(report, frame, records)
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    shown, room = [], width
+    for name, cells in columns.items():
+        header = _header(name)
+        wide = max(
+            cell_len(line) for cell in (header, *cells) for line in cell.splitlines() or [""]
         )
-    return table
+        needs = min(wide, _NOTE) if name == "methods" else wide
+        if needs > room:
+            break
+        justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
+        # Only a note may be wider than what is left; it alone is then cut.
+        table.add_column(
+            Text(header), justify=justify, no_wrap=True, max_width=room, overflow="ellipsis"
+        )
+        room -= wide + _GAP
+        shown.append(cells)
+    for row in zip(*shown, strict=True):
+        table.add_row(*map(Text, row))
+    unit = UNIT_NAMES[report.goal.points.unit]
+    words = f"{len(records)} of {len(report.records)} trials; mean in {unit}, tasks in points "
+    words += f"± standard error; {_SIGNS}"
+    if left_out := list(columns)[len(shown) :]:
+        words += f". No room for: {', '.join(left_out)}"
+    return [table, Text(words)]
+
+
+def _columns(
+    report: RunReport, frame: pd.DataFrame, records: Sequence[TrialRecord]
+) -> dict[str, list[str]]:
+    """Header -> a cell for each trial; the less important ones last."""
+    rows: list[Mapping[Any, Any]] = [frame.loc[record.number].to_dict() for record in records]
+    values = [_values(report, record) for record in records]
+    columns = {
+        "": [_marks(report, record) for record in records],
+        "trial": [record.name for record in records],
+        "state": [record.state for record in records],
+        "mean": [points for points, _ in values],
+    }
+    if report.goal.kind != "metric":
+        columns[UNIT_NAMES[report.goal.climbed.unit]] = [climbed for _, climbed in values]
+    for task in report.goal.points.targets:
+        for name in (task, f"{task} holdout"):
+            cells = [_points(row[name], row[f"{name} error"]) for row in rows]
+            if name == task or any(cells):
+                columns[name] = cells
+    spent = [row["seconds"] for row in rows]
+    columns["seconds"] = ["" if pd.isna(each) else f"{each:.2f}" for each in spent]
+    columns["methods"] = [
+        record.failure or row["methods"] or "" for record, row in zip(records, rows, strict=True)
+    ]
+    return columns
+
+
+def _header(name: str) -> str:
+    """The side of the split below the task, since figures are narrower."""
+    return name.removesuffix(" holdout") + "\nholdout" * name.endswith(" holdout")
 
 
 def _marks(report: RunReport, record: TrialRecord) -> str:
@@ -137,20 +169,19 @@ def _marks(report: RunReport, record: TrialRecord) -> str:
     return "".join(mark for mark, holds in marks.items() if holds)
 
 
-def _state(record: TrialRecord) -> str:
-    return f"{record.state}: {record.failure}" if record.failure else record.state
-
-
-def _value(report: RunReport, record: TrialRecord) -> str:
-    """In points where they are known, and in what is climbed; `~`: an estimate."""
-    if record.value is not None:
-        return report.goal.text(record.value, record.metrics)
-    if record.estimate is not None:
-        return f"~{amount(record.estimate, report.goal.climbed.unit)}"
-    return ""
+def _values(report: RunReport, record: TrialRecord) -> tuple[str, str]:
+    """The mean over tasks, and what is climbed; `~`: an estimate."""
+    goal = report.goal
+    value = record.estimate if record.value is None else record.value
+    climbed = "" if value is None else amount(value, goal.climbed.unit).split()[0]
+    climbed = f"~{climbed}" if record.value is None and climbed else climbed
+    points = report.points(record)
+    if points is not None:
+        return amount(points, goal.points.unit).split()[0], climbed
+    return climbed if goal.kind == "metric" else "", climbed
 
 
 def _points(value: float | None, error: float | None) -> str:
     if pd.isna(value) or value is None:
         return ""
-    return f"{100 * value:.1f}" + ("" if pd.isna(error) else f" ±{100 * (error or 0.0):.1f}")
+    return f"{100 * value:.1f}" + ("" if pd.isna(error) else f" ±{100 * (error or 0.0):4.1f}")
