@@ -358,6 +358,30 @@ def plot(
         _out.print(f"wrote {out}", markup=False)
 
 
+@app.command(epilog="Example: evomerge dashboard results")
+def dashboard(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders with runs; results/.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to serve at; other than loopback asks for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    storage: Storage = None,
+) -> None:
+    """Shows runs in a browser: compares trials, follows searches that run; changes nothing."""
+    with _errors(), _quiet():
+        from evomerge.dashboard.server import serve
+
+        serve(
+            runs or [Path("results")],
+            host=host,
+            port=port,
+            storage=storage,
+            announce=lambda address: _out.print(f"dashboard: {address}", markup=False),
+        )
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """A mistake of the user's is a sentence and exit code 1, not a traceback."""

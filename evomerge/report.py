@@ -1,6 +1,5 @@
 """A run as frames and figures, read from its folder alone; reading disturbs no search."""
 
-import fcntl
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,14 +165,20 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
     study = find_study(folder.storage_of_run(storage))
     if study is None or OBJECTIVE not in study.user_attrs:
         raise UserError(f"{run}: holds no search that began")
-    attributes = study.user_attrs
+    return report_of(folder.path, study.user_attrs, read_trials(study))
+
+
+def report_of(
+    folder: Path, attributes: Mapping[str, Any], records: Sequence[TrialRecord]
+) -> RunReport:
+    """What a run's study tells, from its attributes and the records of its trials."""
     goal = read_goal(attributes)
     verdict, front_verdict = read_verdict(attributes), read_front(attributes)
     held = {number: from_json(rows) for number, rows in holdout_metrics(attributes).items()}
     found = {number: goal.points.found(metrics) for number, metrics in held.items()}
     return RunReport(
-        folder=folder.path,
-        records=tuple(read_trials(study)),
+        folder=folder,
+        records=tuple(records),
         goal=goal,
         holdout={n: metrics for n, metrics in found.items() if metrics is not None},
         holdout_scores=held,
@@ -185,18 +190,6 @@ def read_run(run: Path | str, storage: str | None = None) -> RunReport:
         limits=read_limits(attributes),
         scale_notes=attributes.get(REFERENCES, {}).get("notes", ()),
         tasks=attributes[TASKS],
-        running=_locked(folder.path / "lock"),
+        running=RunFolder(folder).locked(),
         ended=read_end(attributes, judged=bool(verdict or front_verdict)),
     )
-
-
-def _locked(lock: Path) -> bool:
-    """Whether a process holds the run's lock."""
-    try:
-        with lock.open("r", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False

@@ -37,6 +37,7 @@ from evomerge.searching.front_verdict import decide_front
 from evomerge.searching.guidance import Guide
 from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
+from evomerge.searching.kept_questions import keep_questions
 from evomerge.searching.loop import Loop
 from evomerge.searching.plateau import PLATEAU, PlateauWatch
 from evomerge.searching.progress import Progress, outcome_text
@@ -250,6 +251,8 @@ def _run(
         "guidance": guiding,
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
+    if without := keep_questions(folder, bench.scorer, bench.splits):
+        note(study, "without questions", without)
     log.info("%s", bench.memory.sentence())
     log.info("objective %s: %s", bench.goal.kind, bench.goal.reason)
     log.info("normalise %s: %s", bench.goal.normalise, bench.goal.normalise_reason)

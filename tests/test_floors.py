@@ -16,8 +16,8 @@ FLOORS = [
     {"scoring"},
     {"searching"},
     {
-        *("exporting", "adapting", "report", "run_picture", "model_card", "front_picture"),
-        *("evaluator", "frames", "ending"),
+        *("exporting", "adapting", "report", "documents", "run_picture", "model_card"),
+        *("front_picture", "evaluator", "frames", "ending"),
     },
     {
         "config",
@@ -40,6 +40,7 @@ FLOORS = [
         "live_view",
         "trial_table",
         "watching",
+        "dashboard",
     },
     {"verbs"},
     {"cli"},
@@ -51,6 +52,7 @@ BESIDE = {
     ("run_picture", "front_picture"),
     ("run_picture", "report"),
     ("report", "frames"),
+    ("documents", "report"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "scorers"),
@@ -75,7 +77,10 @@ DOORS = {
         *("scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"),
         *("scoring/encoding.py", "scoring/kept_requests.py", "scoring/task_names.py"),
     },
-    "optuna": {"searching", "verbs.py", "checking.py", "ending.py", "going_on.py", "cli.py"},
+    "optuna": {
+        *("searching", "dashboard", "verbs.py", "checking.py", "ending.py"),
+        *("going_on.py", "cli.py"),
+    },
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},

@@ -14,7 +14,7 @@ it; that costs every candidate the same few bits.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from evomerge.errors import CandidateError, UserError
 from evomerge.scoring.gradient import Differentiable, SmoothTerms
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.means import MeanScores, refuse_unknown
+from evomerge.scoring.questions import Question
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 from evomerge.scoring.sharing import LanguageModels
@@ -52,6 +53,10 @@ class BitsPerByte:
     def documents(self, task: str) -> tuple[str, ...]:
         """The documents of the task's file, in order."""
         return self._texts[task]
+
+    def questions(self, task: str, documents: Sequence[int]) -> list[Question]:
+        """Their texts: nothing is asked."""
+        return [Question(text=self._texts[task][number]) for number in documents]
 
     def objective(self, task: str) -> str:
         """Bits per byte, for every task."""

@@ -27,6 +27,7 @@ from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.loading import load_tasks, public_test_set, refuse_code
 from evomerge.scoring.means import known_numbers, refuse_unknown
+from evomerge.scoring.questions import Question, answer_of, question_of
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 from evomerge.scoring.sharing import LanguageModels
@@ -116,6 +117,10 @@ class Harness:
         """The text (JSON) of each document of the task; a document's number is its place."""
         return [document.text for document in self._tasks[task].documents]
 
+    def questions(self, task: str, documents: Sequence[int]) -> list[Question]:
+        """What lm-eval asks about these documents, and what it expects."""
+        return [question_of(self._tasks[task].documents[number]) for number in documents]
+
     def smooth(self, task: str) -> str | None:
         """The name of its smooth metric; None where its documents have no reference."""
         return SMOOTH if self._smooth[task].available else None
@@ -191,6 +196,7 @@ class HarnessScoring:
         self._extractions = extractions
         self._generated: dict[str, list[Generated]] = defaultdict(list)
         self._extracted: dict[str, list[bool]] = defaultdict(list)
+        self._answered: dict[str, dict[int, str]] = defaultdict(dict)
         self._seconds = 0.0
         self._in_model = 0.0
 
@@ -215,6 +221,9 @@ class HarnessScoring:
                 if self._metric_wanted(name):
                     own = [self._tasks[name].documents[number] for number in numbers]
                     self._extracted[name] += self._extractions[name].found(own)
+                    for number, document in zip(numbers, own, strict=True):
+                        if (answer := answer_of(document)) is not None:
+                            self._answered[name][number] = answer
                 if "smooth" in self._kinds and self._smooth[name].available:
                     self._found[name].add_smooth(self._smooth_values(name, numbers, references))
                 self._per_document[name] = self._found[name].per_document()
@@ -237,6 +246,7 @@ class HarnessScoring:
             metrics=tuple(metrics),
             per_document=dict(self._per_document),
             answers={n: examine(own, self._extracted[n]) for n, own in self._generated.items()},
+            answered={name: dict(own) for name, own in self._answered.items()},
             seconds={"model": model, "metric": total - model},
             remarks=self._model.remarks,
         )

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from evomerge.errors import CandidateError, UserError, did_you_mean
 from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.means import MeanScores, refuse_unknown
+from evomerge.scoring.questions import Question
 from evomerge.scoring.scorecard import DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 
@@ -67,6 +68,10 @@ class OwnFunctions:
     def documents(self, task: str) -> tuple[str, ...]:
         """The lines of the task's file."""
         return self._tasks[task].documents
+
+    def questions(self, task: str, documents: Sequence[int]) -> list[Question]:
+        """Their lines: what is asked, the function alone knows."""
+        return [Question(text=self._tasks[task].documents[number]) for number in documents]
 
     def objective(self, task: str) -> str:
         """The function's name, with the filter "none"."""

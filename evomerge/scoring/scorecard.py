@@ -1,7 +1,9 @@
 """What a candidate scored: metrics, and the score of every document behind them."""
 
+import gzip
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import UserError
-from evomerge.files import replacing
+from evomerge.files import replacing, write_bytes
 from evomerge.scoring.answers import AnswerHealth
 
 SMOOTH = "log_probability,reference"
 """The metric that every task may have beside its own: per document, in nats, the log-probability
 of the right choice normalised over the choices, or the mean log-probability of the tokens of the
 reference (of several: of the most probable one)."""
+
+Answered = Mapping[str, Mapping[int, str]]
+"""Task -> document number -> what was answered; without the tasks that have no answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,7 @@ class Scorecard:
     """Task -> its scores."""
     answers: Mapping[str, AnswerHealth] = field(default_factory=dict)
     """Task -> how its answers ended; without the tasks that generated nothing."""
+    answered: Answered = field(default_factory=dict, compare=False)
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     """By phase: "model" for forward passes and decoding, "metric" for all else."""
     remarks: tuple[str, ...] = field(default=(), compare=False)
@@ -84,6 +90,7 @@ def joined(first: Scorecard, second: Scorecard) -> Scorecard:
         metrics=(*first.metrics, *further),
         per_document=joined_documents(first.per_document, second.per_document),
         answers={**second.answers, **first.answers},
+        answered=joined_answers(first.answered, second.answered),
         seconds={p: first.seconds.get(p, 0.0) + second.seconds.get(p, 0.0) for p in phases},
         remarks=tuple(dict.fromkeys((*first.remarks, *second.remarks))),
         taken_over={**second.taken_over, **first.taken_over},
@@ -102,6 +109,12 @@ def joined_documents(
         values = {**scores.values, **known.values}
         result[task] = DocumentScores(documents=scores.documents, values=values)
     return result
+
+
+def joined_answers(first: Answered, second: Answered) -> dict[str, dict[int, str]]:
+    """As `joined`, of the answers."""
+    tasks = dict.fromkeys((*first, *second))
+    return {task: {**second.get(task, {}), **first.get(task, {})} for task in tasks}
 
 
 def count_documents(card: Scorecard, kinds: Iterable[str]) -> dict[str, int]:
@@ -145,18 +158,39 @@ def write_documents(scores: Mapping[str, DocumentScores], path: Path) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentArrays:
+    """`DocumentScores` as arrays, for many documents."""
+
+    documents: np.ndarray[Any, Any]
+    """int32 [documents], ascending."""
+    values: Mapping[str, np.ndarray[Any, Any]]
+    """"metric,filter" -> float32 [documents]."""
+
+
 def read_documents(path: Path) -> dict[str, DocumentScores]:
     """Task -> its scores, as `write_documents` wrote them (values rounded to float32).
 
     Raises UserError where the file is missing or is no such file.
     """
+    return {
+        task: DocumentScores(
+            documents=tuple(own.documents.tolist()),
+            values={name: tuple(values.tolist()) for name, values in own.values.items()},
+        )
+        for task, own in read_arrays(path).items()
+    }
+
+
+def read_arrays(path: Path) -> dict[str, DocumentArrays]:
+    """As `read_documents`."""
     try:
         with np.load(path, allow_pickle=False) as entries:
             layout = json.loads(str(entries["layout"]))
             return {
-                task: DocumentScores(
-                    documents=tuple(entries[str(places.pop(""))].tolist()),
-                    values={n: tuple(entries[str(i)].tolist()) for n, i in places.items()},
+                task: DocumentArrays(
+                    documents=entries[str(places.pop(""))],
+                    values={name: entries[str(place)] for name, place in places.items()},
                 )
                 for task, places in layout.items()
             }
@@ -164,4 +198,30 @@ def read_documents(path: Path) -> dict[str, DocumentScores]:
         raise UserError(
             f"{path}: scores per document cannot be read ({type(error).__name__}: {error}); "
             "expected a file that write_documents made; score the trial again to make a new one"
+        ) from error
+
+
+def write_answers(answered: Answered, path: Path) -> None:
+    """Writes what was answered as compressed JSON, beside and renamed; nothing where there is
+    nothing. `read_answers` reads it back."""
+    if any(answered.values()):
+        # ASCII, so that any string comes back, also one that UTF-8 cannot hold.
+        content = json.dumps(answered, ensure_ascii=True, separators=(",", ":"))
+        write_bytes(path, gzip.compress(content.encode(), compresslevel=3, mtime=0))
+
+
+def read_answers(path: Path) -> dict[str, dict[int, str]]:
+    """Task -> document number -> answer, as `write_answers` wrote them; nothing without a file.
+
+    Raises UserError where it is no such file.
+    """
+    try:
+        kept = json.loads(gzip.decompress(path.read_bytes()))
+        return {task: {int(n): str(text) for n, text in own.items()} for task, own in kept.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, EOFError, ValueError, AttributeError, zlib.error) as error:
+        raise UserError(
+            f"{path}: answers cannot be read ({type(error).__name__}: {error}); expected a file "
+            "that write_answers made; remove it to do without"
         ) from error

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from torch import nn
 
 from evomerge.scoring.gradient import SmoothTerms
+from evomerge.scoring.questions import Question
 from evomerge.scoring.scorecard import DocumentScores, Scorecard
 
 Documents = Mapping[str, Sequence[int]]
@@ -43,6 +44,10 @@ class Scorer(Protocol):
 
     def documents(self, task: str) -> Sequence[str]:
         """The text of each document of the task; a document's number is its place."""
+        ...
+
+    def questions(self, task: str, documents: Sequence[int]) -> Sequence[Question]:
+        """What these documents of the task ask, by number, in the order given."""
         ...
 
     def objective(self, task: str) -> str:

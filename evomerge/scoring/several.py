@@ -9,6 +9,7 @@ from torch import nn
 
 from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.means import refuse_unknown
+from evomerge.scoring.questions import Question
 from evomerge.scoring.scorecard import DocumentScores, Scorecard, joined
 from evomerge.scoring.scorer import KINDS, Documents, Kind, Scorer, Scoring
 
@@ -36,6 +37,10 @@ class Scorers:
     def documents(self, task: str) -> Sequence[str]:
         """The text of each document of the task; a document's number is its place."""
         return self._part_of[task].documents(task)
+
+    def questions(self, task: str, documents: Sequence[int]) -> Sequence[Question]:
+        """What these documents of the task ask."""
+        return self._part_of[task].questions(task, documents)
 
     def objective(self, task: str) -> str:
         """The "metric,filter" of that task which a search is to improve."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evomerge.scoring.questions import right_choices
 from evomerge.scoring.tasks import PreparedDocument, PreparedTask
 
 TextPair = tuple[str, str]
@@ -35,7 +36,9 @@ class SmoothScores:
         kind = self._kind(0)
         if kind == "generate_until":
             return bool(self.references(0))
-        return kind in ("loglikelihood", "loglikelihood_rolling") or bool(self._right_choices(0))
+        return kind in ("loglikelihood", "loglikelihood_rolling") or bool(
+            right_choices(self._document(0))
+        )
 
     def references(self, number: int) -> tuple[TextPair, ...]:
         """Pairs to be asked beside the document's own requests: those of generation."""
@@ -55,7 +58,7 @@ class SmoothScores:
             return float("nan")
         if self._kind(number) != "multiple_choice":
             return max(x / count for x, count in zip(log_likelihoods, tokens, strict=True))
-        right, lengths = self._right_choices(number), self._lengths(number)
+        right, lengths = right_choices(self._document(number)), self._lengths(number)
         if not right:
             return float("nan")
         scores = np.array(log_likelihoods[: len(lengths)]) / lengths
@@ -67,7 +70,7 @@ class SmoothScores:
         """As `value`, but from a tensor of the log-likelihoods to a tensor; None for NaN."""
         if self._kind(number) != "multiple_choice":
             return (lambda found: (found / found.new_tensor(tokens)).max()) if tokens else None
-        right, lengths = self._right_choices(number), self._lengths(number)
+        right, lengths = right_choices(self._document(number)), self._lengths(number)
         if not right:
             return None
 
@@ -92,16 +95,6 @@ class SmoothScores:
 
     def _document(self, number: int) -> PreparedDocument:
         return self._prepared.documents[number]
-
-    def _right_choices(self, number: int) -> list[int]:
-        """Places of the right choices, as lm-eval's process_results finds them."""
-        document = self._document(number)
-        task, doc = document.task, _doc(document)
-        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-        choices = task.doc_to_choice(doc)
-        places = gold if isinstance(gold, list) else [gold]
-        places = [choices.index(p) if isinstance(p, str) and p in choices else p for p in places]
-        return [place for place in places if isinstance(place, int) and 0 <= place < len(choices)]
 
     def _reference_pairs(self, document: PreparedDocument) -> tuple[TextPair, ...]:
         task, (context, settings) = document.task, document.requests[0].args

@@ -10,12 +10,13 @@ import optuna
 from evomerge.errors import CandidateError
 from evomerge.scoring.answers import Answers, answers_from_json, answers_to_json, warnings
 from evomerge.scoring.scorecard import (
+    Scorecard,
     count_documents,
     from_json,
-    joined_documents,
+    joined,
+    read_answers,
     read_documents,
     to_json,
-    write_documents,
 )
 from evomerge.searching.intervals import Gain, Scored, gains_by_task, gains_over_best
 from evomerge.searching.loop import Evaluate
@@ -23,6 +24,7 @@ from evomerge.searching.objective import Goal, Objective
 from evomerge.searching.ranking import choose_finalists, rank
 from evomerge.searching.record import POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.trial_files import write_trial
 from evomerge.searching.verdict import Verdict, verdict_from_json
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,13 @@ def score_points(
     except CandidateError as error:
         study.set_user_attr(name, {"failure": str(error)})
         return
-    path = folder.documents("search", record.number)
-    write_documents(joined_documents(read_documents(path), scorecard.per_document), path)
+    number = record.number
+    before = Scorecard(
+        metrics=(),
+        per_document=read_documents(folder.documents("search", number)),
+        answered=read_answers(folder.answers("search", number)),
+    )
+    write_trial(folder, "search", number, joined(before, scorecard))
     later = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
@@ -110,7 +117,7 @@ def score_holdout(
     except CandidateError as error:
         study.set_user_attr(f"{HOLDOUT}:{record.number}", {"failure": str(error)})
         return
-    write_documents(scorecard.per_document, folder.documents("holdout", record.number))
+    write_trial(folder, "holdout", record.number, scorecard)
     found = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),

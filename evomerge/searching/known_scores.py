@@ -6,11 +6,14 @@ equal (`weights_key`), the task is asked alike of the same documents, and a side
 the same of them, all of which were scored.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from evomerge.errors import UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import AnswerHealth
 from evomerge.scoring.documents import Split
@@ -20,6 +23,7 @@ from evomerge.scoring.scorecard import (
     Scorecard,
     from_json,
     joined,
+    read_answers,
     read_documents,
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
@@ -29,6 +33,8 @@ from evomerge.searching.loop import Evaluate
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.study import IDENTITY, differences, find_study
+
+log = logging.getLogger(__name__)
 
 _WAYS = ("dtype", "vocabulary", "batch_tokens", "generation")
 """Facts of a run's identity without which no score of it is valid in another."""
@@ -45,13 +51,21 @@ class Known:
     metrics: tuple[Metric, ...]
     per_document: Mapping[str, DocumentScores]
     answers: Mapping[str, AnswerHealth]
+    answered: Path
+    """The file of what was answered, which is read where it is needed."""
 
     def scorecard(self, tasks: AbstractSet[str]) -> Scorecard:
         """Of these tasks alone."""
+        try:
+            answered = read_answers(self.answered)
+        except UserError as error:  # the scores stand without them
+            log.warning("without answers: %s", error)
+            answered = {}
         return Scorecard(
             metrics=tuple(metric for metric in self.metrics if metric.task in tasks),
             per_document={t: own for t, own in self.per_document.items() if t in tasks},
             answers={t: own for t, own in self.answers.items() if t in tasks},
+            answered={t: own for t, own in answered.items() if t in tasks},
         )
 
 
@@ -123,6 +137,7 @@ class KnownScores:
                 metrics=tuple(metric for metric in metrics if metric.task in per_document),
                 per_document=per_document,
                 answers={task: own for task, own in answers.items() if task in per_document},
+                answered=folder.answers(side, record.number),
             )
 
 

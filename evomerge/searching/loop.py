@@ -1,7 +1,6 @@
 """The loop: ask for a recipe, make it, score it, record it; nothing ends the night but its end."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -23,7 +22,6 @@ from evomerge.scoring.scorecard import (
     joined,
     read_documents,
     to_json,
-    write_documents,
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
 from evomerge.searching.constraints import check_measured, violations
@@ -55,6 +53,7 @@ from evomerge.searching.study import (
     tell,
     untold,
 )
+from evomerge.searching.trial_files import copy_trial, write_trial
 
 log = logging.getLogger(__name__)
 
@@ -262,8 +261,7 @@ class Loop:
             self._fail(trial, error, seconds)
         else:
             before = time.perf_counter()
-            path = self.folder.documents("search", trial.number)
-            write_documents(scorecard.per_document, path)
+            write_trial(self.folder, "search", trial.number, scorecard)
             seconds["record"] = time.perf_counter() - before
             result = {
                 "metrics": to_json(scorecard.metrics),
@@ -353,7 +351,9 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - recorded; it does not end the search
             self._fail(trial, error, seconds)
             return
-        write_documents(found.scores, self.folder.documents("search", trial.number))
+        write_trial(
+            self.folder, "search", trial.number, Scorecard(metrics=(), per_document=found.scores)
+        )
         seen = sum(len(own.documents) for own in found.scores.values())
         above = difference(found.scores, incumbent, self.goal.climbed)
         estimate = incumbent.value + (0.0 if above is None else above.value)
@@ -428,10 +428,7 @@ class Loop:
 
     def _copy(self, trial: optuna.Trial, twin: optuna.trial.FrozenTrial) -> None:
         """The same weights were scored before: the scores are taken over, nothing is run."""
-        folder = self.folder
-        shutil.copyfile(
-            folder.documents("search", twin.number), folder.documents("search", trial.number)
-        )
+        copy_trial(self.folder, twin.number, self.folder, trial.number)
         copied: dict[str, Any] = {
             "seconds": {},
             "documents": {},

@@ -168,11 +168,12 @@ def read_trials(study: optuna.Study) -> list[TrialRecord]:
     for key, later in study.user_attrs.items():
         name, _, number = key.partition(":")
         if name == POINTS and "metrics" in later:
-            records[int(number)] = _with_metrics(records[int(number)], later)
+            records[int(number)] = with_later(records[int(number)], later)
     return list(records.values())
 
 
-def _with_metrics(record: TrialRecord, later: Mapping[str, Any]) -> TrialRecord:
+def with_later(record: TrialRecord, later: Mapping[str, Any]) -> TrialRecord:
+    """The record with what was scored after the trial's end: a study attribute `points:N`."""
     known = {(metric.task, metric.name) for metric in record.metrics}
     further = [m for m in from_json(later["metrics"]) if (m.task, m.name) not in known]
     documents, seconds = (

@@ -3,7 +3,9 @@
 study.journal       the study: every trial, in Optuna's journal format
 config.yaml         the configuration that started the run
 log.txt             what happened, one line per trial
+documents.parquet   what every document asks, and what answer is expected
 search/00012.npz    scores per document of trial 12 on the search documents
+search/00012.answers.json.gz    what it answered to them; only where anything was answered
 holdout/00012.npz   the same on the holdout documents, for finalists and baselines
 statistics/         what was computed of the sources' tensors, once
 lock                held by the process that searches; names its pid and host
@@ -12,6 +14,7 @@ lock                held by the process that searches; names its pid and host
 import fcntl
 import os
 import socket
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
@@ -25,6 +28,7 @@ from evomerge.searching.journal import RunJournal
 Side = Literal["search", "holdout"]
 STUDY = "evomerge"
 _JOURNAL = "study.journal"
+_TRIES, _PAUSE = 10, 0.02  # seconds between tries for the lock
 
 
 class RunFolder:
@@ -36,12 +40,17 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.log = path / "log.txt"
         self.statistics = path / "statistics"
+        self.questions = path / "documents.parquet"
         self._lock: IO[str] | None = None
         self._journal: RunJournal | None = None
 
     def documents(self, side: Side, trial: int) -> Path:
         """Where a trial's scores per document lie."""
         return self.path / side / f"{trial:05}.npz"
+
+    def answers(self, side: Side, trial: int) -> Path:
+        """Where what a trial answered lies, if there was anything."""
+        return self.path / side / f"{trial:05}.answers.json.gz"
 
     def open_for_writing(self) -> None:
         """Makes the folder, locks it for this process, and mends a journal that a kill tore.
@@ -55,16 +64,14 @@ class RunFolder:
             self._lock = (self.path / "lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path}: the run folder cannot be written: {error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _lock(self._lock):
             self._lock.seek(0)
             owner = self._lock.read().strip()
             self.close()
             raise UserError(
                 f"{self.path}: another search is running here ({owner}); "
                 "wait for it, or give this one another `output`"
-            ) from None
+            )
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
@@ -75,6 +82,17 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def locked(self) -> bool:
+        """Whether a process searches here now."""
+        try:
+            with (self.path / "lock").open("r", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
 
     def storage_of_run(self, url: str | None) -> BaseStorage:
         """As `storage`, for reading: UserError where the folder holds no run."""
@@ -95,6 +113,18 @@ class RunFolder:
         """What is told to the journal inside is written in one piece; for the process that holds
         the lock. Does nothing where the study lies elsewhere."""
         return nullcontext() if self._journal is None else self._journal.together()
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether the lock could be had. Readers that look whether it is held have it for a moment."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_PAUSE)
+        else:
+            return True
+    return False
 
 
 def mend_journal(journal: Path) -> None:

@@ -1,6 +1,5 @@
 """The study: made, continued or refused; its baselines; what a kill left behind."""
 
-import shutil
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from evomerge.searching.record import (
 from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import STUDY, RunFolder
 from evomerge.searching.space import NotInSpace, Space
+from evomerge.searching.trial_files import copy_trial
 
 IDENTITY = "identity"
 """Study attribute: the facts that make scores comparable; a resume must bring equal ones."""
@@ -241,9 +241,7 @@ def carry_over(
         number = len(new.get_trials(deepcopy=False))
         # The way along the gradient was that of the other run.
         attributes = {name: v for name, v in trial.user_attrs.items() if name != GUIDE}
-        shutil.copyfile(
-            old_folder.documents("search", trial.number), folder.documents("search", number)
-        )
+        copy_trial(old_folder, trial.number, folder, number)
         new.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,

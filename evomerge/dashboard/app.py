@@ -1,0 +1,304 @@
+"""The web application: addresses, and what answers them."""
+
+import asyncio
+import hmac
+import io
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from evomerge.dashboard import galleries, pages
+from evomerge.dashboard.figures import Figure
+from evomerge.dashboard.runs import Run, Runs
+from evomerge.dashboard.snapshot import Snapshot
+from evomerge.errors import UserError
+
+_HERE = Path(__file__).parent
+_COOKIE = "evomerge_token"
+_SECONDS = 1.0  # between looks whether a run has changed
+_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)
+
+StartOptuna = Callable[[Run], str]
+"""Starts optuna-dashboard on a run's study, once, and returns its address."""
+
+
+def templates() -> Environment:
+    """The pages' templates; all that is put into them is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= pages.FILTERS
+    return environment
+
+
+def make_app(
+    runs: Runs,
+    *,
+    start_optuna: StartOptuna,
+    token: str | None = None,
+    hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]", "testserver"),
+) -> Starlette:
+    """hosts: names under which it may be asked for; others are refused, so that no other site's
+    page can read the runs through a name that points here. token: None asks for none."""
+    site = _Site(runs, start_optuna)
+    middleware = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+        Middleware(GZipMiddleware, minimum_size=1000, compresslevel=1),
+    ]
+    if token is not None:
+        middleware.append(Middleware(_TokenGate, token=token, page=site.login))
+    return Starlette(
+        routes=[
+            Route("/", site.runs),
+            Route("/runs.csv", site.runs_csv),
+            Route("/run/{run}", site.run),
+            Route("/run/{run}/trials.csv", site.trials_csv),
+            Route("/run/{run}/figures/{name}.{kind}", site.run_figure),
+            Route("/run/{run}/trial/{number:int}", site.trial),
+            Route("/run/{run}/trial/{number:int}/recipe.yaml", site.recipe),
+            Route("/run/{run}/trial/{number:int}/figures/{name}.{kind}", site.trial_figure),
+            Route("/run/{run}/trial/{number:int}/documents.csv", site.documents_csv),
+            Route("/run/{run}/compare", site.compare),
+            Route("/run/{run}/optuna", site.optuna),
+            Route("/compare", site.compare),
+            Route("/compare.csv", site.compare_csv),
+            Route("/compare/figures/{name}.{kind}", site.compare_figure),
+            Route("/events", site.events),
+            Mount("/static", StaticFiles(directory=_HERE / "static")),
+        ],
+        middleware=middleware,
+        exception_handlers={
+            UserError: site.refused,
+            KeyError: site.missing,
+            HTTPException: site.failed,
+        },
+    )
+
+
+class _Site:
+    """What answers the addresses."""
+
+    def __init__(self, runs: Runs, start_optuna: StartOptuna) -> None:
+        self._runs = runs
+        self._start_optuna = start_optuna
+        self._templates = templates()
+        self._importance: dict[str, tuple[int, Figure | None]] = {}
+
+    def runs(self, request: Request) -> Response:
+        return self._page("runs.html", request, **pages.runs_page(self._runs))
+
+    def runs_csv(self, request: Request) -> Response:
+        return _csv(pages.runs_table(self._runs), "runs")
+
+    def run(self, request: Request) -> Response:
+        run = self._run(request)
+        if run.snapshot is None:
+            return self._page("waiting.html", request, run=run, title=run.name)
+        asked = pages.Asked.of(request.query_params)
+        return self._page("run.html", request, **pages.run_page(run, run.snapshot, asked))
+
+    def trials_csv(self, request: Request) -> Response:
+        run, snapshot = self._snapshot(request)
+        asked = pages.Asked.of(request.query_params)
+        return _csv(asked.filtered(snapshot.frame), f"{run.name}-trials")
+
+    def run_figure(self, request: Request) -> Response:
+        run, snapshot = self._snapshot(request)
+        name = request.path_params["name"]
+        if name == "importance":
+            found = self._importance_of(run, snapshot)
+            if found is None:
+                return Response(status_code=204)
+            return _figure(found, request, run.name)
+        figures = galleries.run_figures(snapshot, quick=True)
+        return _figure(galleries.named(figures, name), request, run.name)
+
+    def _importance_of(self, run: Run, snapshot: Snapshot) -> Figure | None:
+        """Kept until a tenth more trials are there."""
+        known = self._importance.get(run.name)
+        if known is None or snapshot.trials > 1.1 * known[0]:
+            known = self._importance[run.name] = (
+                snapshot.trials,
+                galleries.importance_of(snapshot),
+            )
+        return known[1]
+
+    def trial(self, request: Request) -> Response:
+        chosen = self._chosen(request)
+        query = request.query_params
+        against = query.get("against")
+        other = None if not against else pages.choose(self._runs, [against], chosen.run.name)[0]
+        return self._page("trial.html", request, **pages.trial_page(chosen, other, query))
+
+    def documents_csv(self, request: Request) -> Response:
+        chosen = self._chosen(request)
+        query = request.query_params
+        other = pages.choose(self._runs, [query["against"]], chosen.run.name)[0]
+        table = pages.flipped(other, chosen, pages.side_of(query), query.get("task"))
+        return _csv(table, f"{chosen.run.name}-documents-{chosen.record.number}")
+
+    def recipe(self, request: Request) -> Response:
+        text = self._chosen(request).record.recipe.to_yaml()
+        return Response(text, media_type="text/yaml; charset=utf-8")
+
+    def trial_figure(self, request: Request) -> Response:
+        chosen = self._chosen(request)
+        figures = galleries.trial_figures(pages.depth_of(chosen.record.recipe))
+        name = f"{chosen.run.name}-trial-{chosen.record.number}"
+        return _figure(galleries.named(figures, request.path_params["name"]), request, name)
+
+    def compare(self, request: Request) -> Response:
+        chosen = self._compared(request)
+        side = pages.side_of(request.query_params)
+        content = pages.compare_page(chosen, side, request.query_params)
+        return self._page("compare.html", request, **content)
+
+    def compare_csv(self, request: Request) -> Response:
+        chosen = self._compared(request)
+        side = pages.side_of(request.query_params)
+        return _csv(pages.compare_table(chosen, side), "compare")
+
+    def compare_figure(self, request: Request) -> Response:
+        figures = pages.compare_figures(self._compared(request))
+        return _figure(galleries.named(figures, request.path_params["name"]), request, "compare")
+
+    def optuna(self, request: Request) -> Response:
+        return RedirectResponse(self._start_optuna(self._run(request)), status_code=303)
+
+    async def events(self, request: Request) -> Response:
+        """Server-sent events: one whenever a run of the page has changed."""
+        names = request.query_params.getlist("run")
+        runs = self._runs
+
+        def state() -> str:
+            shown = [run for run in runs if not names or run.name in names]
+            return " ".join(f"{run.name}:{run.revision}:{run.read:.2f}" for run in shown)
+
+        async def stream() -> AsyncIterator[str]:
+            last = state()
+            yield f"data: {orjson.dumps(last).decode()}\n\n"
+            while not await request.is_disconnected():
+                await asyncio.sleep(_SECONDS)
+                now = state()
+                yield f"data: {orjson.dumps(now).decode()}\n\n" if now != last else ": still\n\n"
+                last = now
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    def refused(self, request: Request, error: Exception) -> Response:
+        return self._error(request, 400, str(error))
+
+    def missing(self, request: Request, error: Exception) -> Response:
+        return self._error(request, 404, str(error.args[0]) if error.args else "not there")
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return self._error(request, error.status_code, error.detail)
+
+    def login(self, request: Request, wrong: bool) -> Response:
+        return self._page("login.html", request, 401, title="Token", wrong=wrong)
+
+    def _error(self, request: Request, status: int, text: str) -> Response:
+        return self._page("error.html", request, status, title="Not shown", text=text)
+
+    def _page(self, name: str, request: Request, status: int = 200, **content: Any) -> Response:
+        html = self._templates.get_template(name).render(
+            path=request.url.path, query=str(request.query_params), **content
+        )
+        headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "same-origin"}
+        return HTMLResponse(html, status_code=status, headers=headers)
+
+    def _run(self, request: Request) -> Run:
+        return self._runs[request.path_params["run"]]
+
+    def _snapshot(self, request: Request) -> tuple[Run, Snapshot]:
+        run = self._run(request)
+        return run, pages.ready(run)
+
+    def _chosen(self, request: Request) -> pages.Chosen:
+        name = request.path_params["run"]
+        return pages.choose(self._runs, [str(request.path_params["number"])], name)[0]
+
+    def _compared(self, request: Request) -> list[pages.Chosen]:
+        words = [w for w in request.query_params.get("trials", "").split(",") if w.strip()]
+        words += request.query_params.getlist("trial")
+        return pages.choose(self._runs, words, request.path_params.get("run"))
+
+
+class _TokenGate:
+    """Lets nobody in who does not have the token."""
+
+    def __init__(self, app: ASGIApp, token: str, page: Callable[[Request, bool], Response]) -> None:
+        self._app = app
+        self._token = token
+        self._page = page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/static/"):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        given = request.query_params.get("token")
+        if hmac.compare_digest(given or request.cookies.get(_COOKIE, ""), self._token):
+            if given is None:
+                await self._app(scope, receive, send)
+                return
+            # Not in the address: addresses are passed on.
+            response: Response = RedirectResponse(request.url.remove_query_params("token"), 303)
+            response.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
+        else:
+            response = self._page(request, given is not None)
+        await response(scope, receive, send)
+
+
+def new_token() -> str:
+    """Hard to guess."""
+    return secrets.token_urlsafe(18)
+
+
+def _figure(figure: Figure, request: Request, name: str) -> Response:
+    if request.path_params["kind"] == "csv":
+        return _csv(figure.table, f"{name}-{figure.name}")
+    content = {
+        "title": figure.title,
+        "summary": figure.summary,
+        "height": figure.height,
+        "option": figure.option,
+        "file": f"{name}-{figure.name}",
+    }
+    text = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(text, media_type="application/json")
+
+
+def _csv(table: pd.DataFrame, name: str) -> Response:
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False)
+    header = f"attachment; filename*=UTF-8''{quote(name)}.csv"
+    return Response(
+        buffer.getvalue(),
+        media_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": header},
+    )

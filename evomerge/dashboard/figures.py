@@ -1,0 +1,456 @@
+"""Figures, as ECharts' options: plain data that a page draws, and the table behind each.
+
+What JSON cannot say, a drawing page adds by name (`app.js`): tooltips, and links of points.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evomerge.dashboard.depth import Depth
+from evomerge.dashboard.snapshot import Snapshot
+from evomerge.searching.finalists import score_warnings
+from evomerge.searching.front import knee_of, pareto_front
+from evomerge.searching.objective import UNIT_NAMES
+from evomerge.searching.record import TrialRecord
+
+# Okabe and Ito's colours, which colour-blind people tell apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
+    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#8c8c8c"),
+)
+_CATEGORIES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY)
+_SEQUENTIAL = ("#fff7bc", "#fec44f", "#d95f0e", "#7f0000")
+_DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b")
+_ROW = 22  # pixels of a heatmap's row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure."""
+
+    name: str
+    """Part of its address and of file names."""
+    title: str
+    summary: str
+    """What it shows, for those who do not see it."""
+    option: Mapping[str, Any]
+    table: pd.DataFrame
+    """What is drawn."""
+    height: int = 360
+    """Pixels."""
+
+
+def scores(snapshot: Snapshot) -> Figure:
+    """What trials climb, over their numbers, with the baselines as lines."""
+    report, factor = snapshot.report, snapshot.factor
+    unit = UNIT_NAMES[report.goal.climbed.unit]
+    kinds = {
+        "trial": {"itemStyle": {"color": BLUE}, "symbolSize": 6},
+        "baseline": {"itemStyle": {"color": ORANGE}, "symbolSize": 8, "symbol": "diamond"},
+        "pruned (estimate)": {"itemStyle": {"color": GREY}, "symbolSize": 5, "symbol": "triangle"},
+        "gradient step (estimate)": {
+            "itemStyle": {"color": PURPLE},
+            "symbolSize": 5,
+            "symbol": "rect",
+        },
+        "breaks a constraint": {"itemStyle": {"color": RED}, "symbolSize": 6, "symbol": "pin"},
+        "score in doubt": {"itemStyle": {"color": RED}, "symbolSize": 8, "symbol": "arrow"},
+    }
+    points: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    rows = []
+    for record in report.records:
+        value = record.estimate if record.value is None else record.value
+        if value is None:
+            continue
+        kind = _kind(record, snapshot)
+        points[kind].append([record.number, factor * value, record.name])
+        rows.append((record.number, record.name, kind, factor * value))
+    table = pd.DataFrame(rows, columns=["trial", "name", "kind", "value"])
+    kept = [r for r in report.records if r.value is not None and r.feasible]
+    best = list(accumulate((factor * (record.value or 0.0) for record in kept), max))
+    series: list[dict[str, Any]] = [
+        {"type": "scatter", "name": kind, "data": own, **kinds[kind]}
+        for kind, own in points.items()
+        if own
+    ]
+    series.append(
+        {
+            "type": "line",
+            "name": "best so far",
+            "step": "end",
+            "showSymbol": False,
+            "lineStyle": {"width": 2},
+            "itemStyle": {"color": GREEN},
+            "data": [[r.number, value] for r, value in zip(kept, best, strict=True)],
+            "markLine": _baseline_lines(snapshot),
+        }
+    )
+    low, hidden = _floor([row[3] for row in rows]) if rows else (None, 0)
+    note = f"; {hidden} lie below the figure" if hidden else ""
+    summary = f"{len(table)} trials over their number, in {unit}{note}. "
+    if best:
+        summary += f"The best reached {best[-1]:.3g} at trial {kept[int(np.argmax(best))].number}."
+    option = {
+        **_base(tooltip="point"),
+        "legend": {"type": "scroll", "bottom": 0},
+        "grid": {"left": 64, "right": 24, "top": 24, "bottom": 72},
+        "xAxis": {"type": "value", "name": "trial", "nameLocation": "middle", "nameGap": 26},
+        "yAxis": {"type": "value", "name": unit, "scale": True, "min": low},
+        "dataZoom": [{"type": "inside"}, {"type": "inside", "orient": "vertical"}],
+        "series": series,
+    }
+    return Figure(
+        name="scores",
+        title=f"Scores over trials{note}",
+        summary=summary,
+        option=option,
+        table=table,
+        height=420,
+    )
+
+
+def _kind(record: TrialRecord, snapshot: Snapshot) -> str:
+    if record.state == "step":
+        return "gradient step (estimate)"
+    if record.value is None:
+        return "pruned (estimate)"
+    if not record.feasible:
+        return "breaks a constraint"
+    if record.baseline is not None:
+        return "baseline"
+    doubted = score_warnings(record, snapshot.base, snapshot.report.holdout_answers)
+    return "score in doubt" if doubted else "trial"
+
+
+def _baseline_lines(snapshot: Snapshot) -> dict[str, Any]:
+    """The best baseline and the base."""
+    best = snapshot.best_baseline
+    shown = {r.number: r for r in (best, snapshot.base) if r is not None and r.value is not None}
+    return {
+        "symbol": "none",
+        "silent": True,
+        "lineStyle": {"type": "dashed", "color": ORANGE},
+        "label": {"formatter": "{b}", "position": "insideEndTop"},
+        "data": [
+            {
+                "name": f"best baseline: {r.name}" if r is best else r.name,
+                "yAxis": snapshot.factor * (r.value or 0.0),
+            }
+            for r in shown.values()
+        ],
+    }
+
+
+def _floor(values: Sequence[float]) -> tuple[float | None, int]:
+    """Where the figure ends below, and how many lie lower: a few bad merges would flatten all
+    others into a line."""
+    best, middle = max(values), float(np.median(values))
+    floor = best - 4 * (best - middle)
+    hidden = sum(value < floor for value in values)
+    return (float(f"{floor:.3g}"), hidden) if hidden and floor < best else (None, 0)
+
+
+def front(snapshot: Snapshot) -> Figure | None:
+    """Of two or more objectives: the first two, with the Pareto front. None without a front."""
+    goal, records = snapshot.report.goal, snapshot.report.records
+    scored = [record for record in records if len(record.values) > 1]
+    if not goal.several or not scored:
+        return None
+    members, values = pareto_front(records, goal)
+    names = list(goal.split(goal.judged))
+    unit = UNIT_NAMES[goal.judged.unit]
+    factor = 1 if goal.judged.unit == "nats" else 100
+    knee = knee_of(members, values).number
+    ordered = sorted(members, key=lambda record: values[record.number][0])
+    rows: list[list[Any]] = [
+        [record.number, record.name, *(factor * v for v in values[record.number])]
+        for record in ordered
+    ]
+    table = pd.DataFrame(rows, columns=["trial", "name", *names])
+    data = [[row[2], row[3], row[1], row[0]] for row in rows]
+    series = [
+        {
+            "type": "line",
+            "name": "front",
+            "data": data,
+            "symbolSize": 9,
+            "itemStyle": {"color": GREEN},
+        },
+        {
+            "type": "scatter",
+            "name": "knee",
+            "data": [row for row in data if row[3] == knee],
+            "symbol": "diamond",
+            "symbolSize": 16,
+            "itemStyle": {"color": RED},
+        },
+    ]
+    option = {
+        **_base(tooltip="front"),
+        "legend": {"bottom": 0},
+        "grid": {"left": 64, "right": 24, "top": 24, "bottom": 72},
+        "xAxis": {"type": "value", "name": f"{names[0]}, {unit}", "scale": True, **_MIDDLE},
+        "yAxis": {"type": "value", "name": f"{names[1]}, {unit}", "scale": True},
+        "series": series,
+    }
+    summary = f"{len(rows)} trials that no other dominates, by {names[0]} and {names[1]}."
+    return Figure(name="front", title="Pareto front", summary=summary, option=option, table=table)
+
+
+def holdout(snapshot: Snapshot) -> Figure | None:
+    """Finalists and baselines on the documents that the search never saw. None before the end."""
+    report = snapshot.report
+    if not report.holdout:
+        return None
+    objective = report.goal.points
+    rows = []
+    for number, metrics in report.holdout.items():
+        errors = [
+            (weight * (metrics[task].standard_error or 0.0)) ** 2
+            for task, weight in objective.weights().items()
+        ]
+        record = report.by_number[number]
+        rows.append(
+            (
+                number,
+                record.name,
+                "baseline" if record.baseline else "candidate",
+                100 * objective.value(metrics),
+                100 * float(np.sqrt(sum(errors))),
+            )
+        )
+    rows.sort(key=lambda row: row[3])
+    unit = UNIT_NAMES[objective.unit]
+    table = pd.DataFrame(rows, columns=["trial", "name", "kind", unit, "standard error"])
+    winner = snapshot.winner()
+    best = None if winner is None else winner.number
+    data = [
+        {
+            "value": round(row[3], 3),
+            "itemStyle": {
+                "color": GREEN if row[0] == best else BLUE if row[2] != "baseline" else ORANGE
+            },
+            "trial": row[0],
+        }
+        for row in rows
+    ]
+    option = {
+        **_base(tooltip="bar"),
+        "grid": {"left": 8, "right": 48, "top": 8, "bottom": 40, "containLabel": True},
+        "xAxis": {"type": "value", "name": unit, **_MIDDLE},
+        "yAxis": {"type": "category", "data": [row[1] for row in rows]},
+        "series": [
+            {
+                "type": "bar",
+                "name": unit,
+                "data": data,
+                "label": {"show": True, "position": "right"},
+            }
+        ],
+    }
+    top = rows[-1]
+    return Figure(
+        name="holdout",
+        title="On the holdout documents",
+        summary=f"{len(rows)} models; {top[1]} is ahead with {top[3]:.1f} {unit}.",
+        option=option,
+        table=table.iloc[::-1].reset_index(drop=True),
+        height=60 + _ROW * len(rows),
+    )
+
+
+def importance(shares: Mapping[str, float], trials: int) -> Figure:
+    """Which parameters tell good trials from others. shares: as `importance.py` computes them."""
+    rows = sorted(shares.items(), key=lambda row: row[1])[-25:]
+    option = {
+        **_base(tooltip="bar"),
+        "grid": {"left": 8, "right": 48, "top": 8, "bottom": 40, "containLabel": True},
+        "xAxis": {"type": "value", "name": "share of importance, %", **_MIDDLE},
+        "yAxis": {"type": "category", "data": [name for name, _ in rows]},
+        "series": [
+            {
+                "type": "bar",
+                "name": "importance",
+                "itemStyle": {"color": BLUE},
+                "data": [round(100 * value, 2) for _, value in rows],
+            }
+        ],
+    }
+    top = ", ".join(name for name, _ in rows[::-1][:3])
+    return Figure(
+        name="importance",
+        title="Which parameters matter",
+        summary=f"Importance by PED-ANOVA over {trials} trials scored in full; first come {top}.",
+        option=option,
+        table=pd.DataFrame(rows[::-1], columns=["parameter", "share"]),
+        height=60 + _ROW * len(rows),
+    )
+
+
+def time_spent(snapshot: Snapshot) -> Figure:
+    """Where the time of all trials went, by phase."""
+    totals: dict[str, float] = {}
+    for record in snapshot.report.records:
+        for phase, seconds in record.seconds.items():
+            totals[phase] = totals.get(phase, 0.0) + seconds
+    middle = snapshot.report.median_seconds()
+    rows = [(phase, seconds / 60, middle[phase]) for phase, seconds in totals.items()]
+    table = pd.DataFrame(rows, columns=["phase", "minutes in all", "median seconds per trial"])
+    option = {
+        **_base(tooltip="bar"),
+        "legend": {"bottom": 0},
+        "grid": {"left": 8, "right": 24, "top": 8, "bottom": 64, "containLabel": True},
+        "xAxis": {"type": "value", "name": "minutes", **_MIDDLE},
+        "yAxis": {"type": "category", "data": ["all trials"]},
+        "series": [
+            {
+                "type": "bar",
+                "stack": "time",
+                "name": phase,
+                "itemStyle": {"color": colour},
+                "data": [round(minutes, 3)],
+            }
+            for (phase, minutes, _), colour in zip(rows, _CATEGORIES, strict=False)
+        ],
+    }
+    words = ", ".join(f"{phase} {minutes:.1f} min" for phase, minutes, _ in rows)
+    return Figure(
+        name="time",
+        title="Where the time went",
+        summary=f"By phase: {words}.",
+        option=option,
+        table=table,
+        height=170,
+    )
+
+
+def coefficients(depth: Depth, parameter: str) -> Figure:
+    """One parameter of a recipe as a heatmap: sources (and parts) over depth."""
+    own = depth.cells[depth.cells["parameter"] == parameter]
+    return _heatmap(own, depth.places, "value", f"coefficients-{parameter}", parameter, _SEQUENTIAL)
+
+
+def differences(first: Depth, second: Depth, parameter: str, title: str, name: str) -> Figure:
+    """One parameter of a second recipe minus that of a first one, where both have it."""
+    keys = ["place", "part", "source"]
+    tables = [d.cells[d.cells["parameter"] == parameter] for d in (first, second)]
+    both = tables[0].merge(tables[1], on=keys, suffixes=("_first", "_second"))
+    both["difference"] = both["value_second"] - both["value_first"]
+    both["method"] = both["method_second"]
+    places = [place for place in second.places if place in set(both["place"])]
+    return _heatmap(both, places, "difference", name, title, _DIVERGING, centred=True)
+
+
+def methods(depth: Depth) -> Figure:
+    """Which method merges which layer and part, by colour."""
+    own = depth.cells.drop_duplicates(["place", "part"])
+    names = list(dict.fromkeys(own["method"]))
+    parts = list(dict.fromkeys(own["part"]))
+    rows = zip(own["place"].tolist(), own["part"].tolist(), own["method"].tolist(), strict=True)
+    data = [
+        [depth.places.index(place), parts.index(part), names.index(method), method]
+        for place, part, method in rows
+    ]
+    option = {
+        **_base(tooltip="cell"),
+        "grid": {"left": 8, "right": 16, "top": 8, "bottom": 76, "containLabel": True},
+        "xAxis": {"type": "category", "data": depth.places, "name": "layer", **_MIDDLE},
+        "yAxis": {"type": "category", "data": parts},
+        "visualMap": {
+            "type": "piecewise",
+            "orient": "horizontal",
+            "bottom": 0,
+            "left": "center",
+            "dimension": 2,
+            "pieces": [
+                {"value": place, "label": name, "color": _CATEGORIES[place % len(_CATEGORIES)]}
+                for place, name in enumerate(names)
+            ],
+        },
+        "series": [{"type": "heatmap", "name": "method", "data": data, "itemStyle": _EDGE}],
+    }
+    return Figure(
+        name="methods",
+        title="Methods",
+        summary=f"{', '.join(names)} over {len(depth.places)} places.",
+        option=option,
+        table=own[["place", "part", "method"]],
+        height=130 + _ROW * len(parts),
+    )
+
+
+def _heatmap(
+    cells: pd.DataFrame,
+    places: Sequence[str],
+    column: str,
+    name: str,
+    title: str,
+    colours: Sequence[str],
+    *,
+    centred: bool = False,
+) -> Figure:
+    one_part = not cells.duplicated(["place", "source"]).any()
+    columns = [cells[name].tolist() for name in ("place", "part", "source", column, "method")]
+    found = list(zip(*columns, strict=True))
+    labels = [row[2] if one_part else f"{row[2]} · {row[1]}" for row in found]
+    rows = list(dict.fromkeys(labels))[::-1]
+    x, y = {p: i for i, p in enumerate(places)}, {r: i for i, r in enumerate(rows)}
+    data = [
+        [x[row[0]], y[label], round(row[3], 4), row[4]]
+        for row, label in zip(found, labels, strict=True)
+    ]
+    values: list[float] = [round(row[3], 4) for row in found] or [0.0]
+    reach = max(abs(min(values)), abs(max(values))) or 1.0
+    low, high = (-reach, reach) if centred else (min(0.0, *values), max(values) or 1.0)
+    option = {
+        **_base(tooltip="cell"),
+        "grid": {"left": 8, "right": 16, "top": 8, "bottom": 84, "containLabel": True},
+        "xAxis": {"type": "category", "data": list(places), "name": "layer", **_MIDDLE},
+        "yAxis": {"type": "category", "data": rows},
+        "visualMap": {
+            "min": low,
+            "max": high,
+            "precision": 2,
+            "dimension": 2,
+            "calculable": True,
+            "orient": "horizontal",
+            "bottom": 0,
+            "left": "center",
+            "inRange": {"color": list(colours)},
+        },
+        "series": [
+            {
+                "type": "heatmap",
+                "name": title,
+                "data": data,
+                "itemStyle": _EDGE,
+                "label": {"show": len(data) <= 60, "formatter": "{@[2]}"},
+            }
+        ],
+    }
+    spread = f"from {min(values):.3g} to {max(values):.3g}"
+    return Figure(
+        name=name,
+        title=title,
+        summary=f"{title} of {len(rows)} rows over {len(places)} places, {spread}.",
+        option=option,
+        table=cells[["place", "part", "source", "method", column]],
+        height=150 + _ROW * len(rows),
+    )
+
+
+def _base(*, tooltip: str) -> dict[str, Any]:
+    """What all figures share. tooltip: its name in app.js."""
+    return {
+        "animation": False,
+        "backgroundColor": "transparent",
+        "tooltip": {"named": tooltip, "confine": True},
+    }
+
+
+_MIDDLE = {"nameLocation": "middle", "nameGap": 26}
+_EDGE = {"borderColor": "rgba(128,128,128,0.35)", "borderWidth": 1}
