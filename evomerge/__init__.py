@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evomerge.errors import CandidateError, EvomergeError, UserError
     from evomerge.exporting import export, merge
     from evomerge.recipe import Recipe
+    from evomerge.report import read_run
     from evomerge.verbs import score, search
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "export",
     "load_config",
     "merge",
+    "read_run",
     "score",
     "search",
 ]
@@ -39,6 +41,7 @@ _ROOMS = {
     "export": "exporting",
     "load_config": "config",
     "merge": "exporting",
+    "read_run": "report",
     "score": "verbs",
     "search": "verbs",
 }

@@ -80,6 +80,12 @@ class Bench:
         count = self.early_stopping.count(sum(map(len, documents.values())))
         return stratified_blocks(documents, count)
 
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where candidates are made and scored."""
+        if self.loaded.config.device == "spread":
+            return tuple(torch.device("cuda", n) for n in range(torch.cuda.device_count()))
+        return (self.device,)
+
     def racing(self) -> Racing | None:
         """What all races of a run share; None where every trial is scored in full."""
         blocks = self.blocks("search")

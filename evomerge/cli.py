@@ -2,8 +2,6 @@
 
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -24,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 _out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False)
 
 Config = Annotated[Path, typer.Argument(help="The search configuration, a YAML file.")]
 Run = Annotated[Path, typer.Argument(help="The run folder of a search (its `output`).")]
@@ -173,18 +171,23 @@ def search(
     with _errors(), _messages(), _quiet():
         from evomerge.config import load_config, parse_budget
         from evomerge.describe import describe_outcome
+        from evomerge.live_view import shown
         from evomerge.verbs import search as run
 
         budget = parse_budget(trials=trials, documents=documents, hours=hours, until=until)
         loaded = load_config(config, allow_code=allow_code)
-        with _progress_line() as on_progress:
+        with shown(_err, str(config)) as on_progress:
             outcome = run(loaded, budget=budget, fork=fork, on_progress=on_progress)
         _out.print(describe_outcome(outcome), markup=False)
 
 
-@app.command(epilog="Example: evomerge status results/quickstart --lm-eval 112")
+@app.command(epilog="Example: evomerge status results/quickstart --watch")
 def status(
     run: Run,
+    seconds: Annotated[float, typer.Argument(min=0.1, help="Between two looks of --watch.")] = 5,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every SECONDS until the run ends.")
+    ] = False,
     storage: Storage = None,
     lm_eval: Annotated[
         int | None,
@@ -194,9 +197,49 @@ def status(
     """Tells how a search stands: trials, best, baselines, where the time went, the verdict."""
     with _errors(), _quiet():
         from evomerge.describe import describe_lm_eval, describe_run
+        from evomerge.report import read_run
+        from evomerge.watching import watch as look
 
+        if watch:
+            look(lambda: read_run(run, storage), _out, seconds)
+            return
         text = describe_run(run, storage) if lm_eval is None else describe_lm_eval(run, lm_eval)
         _out.print(text, markup=False)
+
+
+@app.command(epilog="Example: evomerge trials results/quickstart --csv trials.csv")
+def trials(
+    run: Run,
+    storage: Storage = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all trials to this file.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Likewise, as Parquet.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(help="By this column (configs/NOTEBOOK.md) instead of the best first."),
+    ] = None,
+    descending: Annotated[
+        bool, typer.Option("--descending/--ascending", help="The highest first.")
+    ] = True,
+    limit: Annotated[int, typer.Option(min=1, help="Print at most so many.")] = 20,
+    state: Annotated[
+        str | None, typer.Option(help="Print only these, such as complete,pruned.")
+    ] = None,
+) -> None:
+    """Lists the trials of a search, or writes all of them to a file."""
+    with _errors(), _quiet():
+        from evomerge.frames import whole_frame, write_frame
+        from evomerge.report import read_run
+        from evomerge.trial_table import Selection, read_states, table_of_trials
+
+        report = read_run(run, storage)
+        chosen = Selection(sort=sort, descending=descending, limit=limit, states=read_states(state))
+        # A pipe has no width: there the table takes what it needs.
+        wide = _out if _out.is_terminal else Console(highlight=False, width=1000)
+        for part in table_of_trials(report, chosen, wide.width):
+            wide.print(part, soft_wrap=False)
+        for path in filter(None, (csv, parquet)):
+            write_frame(whole_frame(report), path, parquet=path is parquet)
+            _out.print(f"wrote {path}", markup=False)
 
 
 @app.command(epilog="Example: evomerge score winner --config configs/quickstart.yaml --on holdout")
@@ -364,18 +407,19 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except EvomergeError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}")
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        _err.print("stopped now; the same command goes on")
+        _err.print("stopped now; the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from None
 
 
 @contextmanager
 def _messages() -> Iterator[None]:
     """What the program says of its work goes to the terminal."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    from evomerge.live_view import ConsoleHandler
+
+    handler = ConsoleHandler(_err)
     handler.addFilter(lambda record: record.levelno > logging.INFO or record.name in _SPOKEN)
     logger = logging.getLogger("evomerge")
     logger.addHandler(handler)
@@ -408,21 +452,3 @@ def _quiet() -> Iterator[None]:
     datasets.logging.set_verbosity_error()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
-
-
-@contextmanager
-def _progress_line() -> Iterator[Any]:
-    """One line that stays at the bottom of a terminal; elsewhere a line every 30 seconds."""
-    last = 0.0
-    if _err.is_terminal:
-        with _err.status("loading") as line:
-            yield lambda progress, record: line.update(escape(progress.line()))
-        return
-
-    def plain(progress: Any, record: Any) -> None:
-        nonlocal last
-        if record is not None and time.monotonic() - last >= 30:
-            last = time.monotonic()
-            print(progress.line(), file=sys.stderr, flush=True)
-
-    yield plain

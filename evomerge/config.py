@@ -22,6 +22,7 @@ from evomerge.config_values import (
     read_lines,
     read_list,
     read_model,
+    read_notify,
     read_parts,
     read_range,
     read_ranges,
@@ -185,6 +186,7 @@ class SearchConfig:
     batch_tokens: Count | None = None
     threads: Count | None = None
     storage: str | None = None
+    notify: Annotated[str | None, BeforeValidator(read_notify)] = None
     output: Path | None = None
     trust_remote_code: bool = False
     allow_code: bool = False

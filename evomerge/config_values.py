@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.architectures import LAYER_PARTS
 from evomerge.errors import did_you_mean
 from evomerge.methods import METHODS
+from evomerge.notify import is_url
 from evomerge.searching.groups import Blocks, Knots
 from evomerge.searching.space import Range
 
@@ -127,6 +128,16 @@ def range_of(ranges: dict[str, Any], name: str) -> Range | None:
     """A range as the space wants it; None where the file says nothing."""
     span = ranges.get(name)
     return (float(span[0]), float(span[1])) if isinstance(span, list) else span
+
+
+def read_notify(value: Any) -> Any:
+    """An http(s) URL, or a command for the shell."""
+    if value is None:
+        return None
+    scheme = re.match(r"\s*(\w+)://", value) if isinstance(value, str) else None
+    if not isinstance(value, str) or not value.strip() or (scheme and not is_url(value)):
+        raise ValueError(f"expected an http:// or https:// URL, or a shell command, got {value!r}")
+    return value
 
 
 def read_switch(value: Any) -> Any:

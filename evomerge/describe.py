@@ -13,6 +13,7 @@ from evomerge.errors import UserError
 from evomerge.inspection import Inspection
 from evomerge.merging.models import Models
 from evomerge.model_card import SAMPLES, lm_eval_commands, score_command
+from evomerge.notify import describe_target
 from evomerge.report import RunReport, read_run
 from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
@@ -21,7 +22,8 @@ from evomerge.searching.record import TrialRecord
 from evomerge.searching.study import published_sentence
 
 if TYPE_CHECKING:
-    from evomerge.verbs import Check, Outcome
+    from evomerge.checking import Check
+    from evomerge.ending import Outcome
 
 
 def describe_check(found: "Check") -> str:
@@ -68,6 +70,8 @@ def describe_check(found: "Check") -> str:
         )
     if found.power is not None:
         lines.append(f"shows    {found.power.sentence()}")
+    if (notify := bench.loaded.config.notify) is not None:
+        lines.append(f"notify   {describe_target(notify)}, when the search ends or fails")
     if public := found.published:
         lines.append(f"note     {published_sentence(public)}")
     if found.base is not None:
@@ -118,8 +122,12 @@ def describe_outcome(outcome: "Outcome") -> str:
 
 
 def describe_run(run: Path, storage: str | None = None) -> str:
+    """As `describe_report`, of a run folder."""
+    return describe_report(read_run(run, storage))
+
+
+def describe_report(report: RunReport) -> str:
     """State, leaderboard of the holdout, where the time went, the verdict."""
-    report = read_run(run, storage)
     counts = report.counts()
     lines = [
         f"{report.folder}: {report.state()}, "

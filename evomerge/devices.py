@@ -1,7 +1,11 @@
 """Which device, and how much memory it has left."""
 
+from collections.abc import Sequence
+
 import psutil
 import torch
+
+_GIB = 2**30
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,3 +24,17 @@ def free_bytes(device: torch.device, *, spread: bool = False) -> int:
         devices = [torch.device("cuda", n) for n in range(count)] if spread else [device]
         return sum(torch.cuda.mem_get_info(each)[0] for each in devices)
     return int(psutil.virtual_memory().available)
+
+
+def used_memory(devices: Sequence[torch.device]) -> str:
+    """`cuda:0 31.2 of 79.1 GiB`, whoever uses it; without GPUs what this process has in memory, and
+    what is left."""
+    words = []
+    for device in devices:
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            words.append(f"{device} {(total - free) / _GIB:.1f} of {total / _GIB:.1f} GiB")
+    if words:
+        return ", ".join(words)
+    own = psutil.Process().memory_info().rss
+    return f"{own / _GIB:.1f} GiB used here, {free_bytes(torch.device('cpu')) / _GIB:.1f} available"

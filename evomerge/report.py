@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from evomerge.errors import UserError
-from evomerge.scoring.answers import SHARES, Answers
+from evomerge.frames import coefficients_frame, parameters_frame, scores_frame, trials_frame
+from evomerge.scoring.answers import Answers
 from evomerge.scoring.scorecard import Metric, from_json
+from evomerge.searching.ending import Ended, read_end
 from evomerge.searching.finalists import (
     holdout_answers,
     holdout_metrics,
@@ -41,6 +43,8 @@ class RunReport:
     goal: Goal
     holdout: Mapping[int, Mapping[str, Metric]]
     """Trial number -> task -> its metric on the holdout documents."""
+    holdout_scores: Mapping[int, Sequence[Metric]]
+    """Trial number -> all that was scored on the holdout documents."""
     holdout_answers: Mapping[int, Answers]
     """Trial number -> task -> how its answers to the holdout documents ended."""
     verdict: Verdict | None
@@ -58,6 +62,8 @@ class RunReport:
     """`start`: the trial where steps along the gradient began; `end`: why they ended. None: there
     are none."""
     running: bool
+    ended: Ended | None
+    """How its last start ended; None while it runs, and after a kill."""
 
     @property
     def by_number(self) -> dict[int, TrialRecord]:
@@ -114,11 +120,15 @@ class RunReport:
         }
 
     def state(self) -> str:
-        """running, finished, or stopped."""
+        """running, finished, stopped, failed, or interrupted by a kill."""
         if self.running:
             return "running"
-        ended = self.verdict is not None or self.front_verdict is not None
-        return "finished" if ended else "stopped, the same command goes on"
+        if self.ended is None:
+            return "interrupted, the same command goes on"
+        if self.ended.state == "failed":
+            return f"failed: {self.ended.because}"
+        stopped = self.ended.state == "stopped"
+        return "stopped, the same command goes on" if stopped else "finished"
 
     def median_seconds(self) -> dict[str, float]:
         """Phase -> median seconds over scored trials."""
@@ -128,64 +138,25 @@ class RunReport:
                 phases.setdefault(phase, []).append(spent)
         return {phase: median(spent) for phase, spent in phases.items()}
 
-    def trials(self) -> pd.DataFrame:
-        """One row per trial: number, name, baseline, state, value (what is climbed), whether it is
-        feasible (keeps the constraints), estimate and why it was pruned, steps along the gradient
-        before it, points, task metrics on search and holdout documents (`capital`, `capital
-        holdout`; of a pruned trial none), shares of its answers to the search documents (`capital
-        cut_off`, `capital empty`, ...), documents scored by kind, seconds by phase, failure,
-        warnings; of several objectives the `NAME value` of each.
-        """
-        rows = []
-        for record in self.records:
-            row: dict[str, Any] = {
-                "number": record.number,
-                "name": record.name,
-                "baseline": record.baseline,
-                "state": record.state,
-                "value": record.value,
-                "feasible": record.feasible,
-                "estimate": record.estimate,
-                "pruned": record.pruned,
-                "step": record.step,
-                "points": self.points(record),
-            }
-            if self.goal.several and record.values:
-                row |= dict(zip(self._value_columns(), record.values, strict=True))
-            full = () if record.value is None else record.metrics
-            chosen = {(m.task, m.name): m.value for m in full}
-            for task, target in self.goal.points.targets.items():
-                row[task] = chosen.get((task, target.metric))
-                held = self.holdout.get(record.number, {}).get(task)
-                row[f"{task} holdout"] = None if held is None else held.value
-                if (answers := record.answers.get(task)) is not None:
-                    row |= {f"{task} {share}": getattr(answers, share) for share in SHARES}
-            row |= {f"{kind} documents": count for kind, count in record.documents.items()}
-            row |= {f"{phase} seconds": spent for phase, spent in record.seconds.items()}
-            doubts = "; ".join(self.warnings(record))
-            rows.append({**row, "failure": record.failure, "warnings": doubts})
-        return pd.DataFrame(rows).set_index("number")
-
-    def _value_columns(self) -> list[str]:
-        return [f"{name} value" for name in self.goal.parts]
-
     def points(self, record: TrialRecord) -> float | None:
         """The tasks' own metrics on all search documents; None where they were not scored."""
         return None if record.value is None else self.goal.points.value_of(record.metrics)
 
+    def trials(self) -> pd.DataFrame:
+        """One row per trial."""
+        return trials_frame(self)
+
+    def scores(self) -> pd.DataFrame:
+        """One row per trial, side of the split, task and metric."""
+        return scores_frame(self)
+
+    def parameters(self) -> pd.DataFrame:
+        """One row per trial, one column per parameter of the space."""
+        return parameters_frame(self)
+
     def coefficients(self, number: int) -> pd.DataFrame:
-        """One row per rule and source of a trial's recipe: group, method, source, parameters."""
-        rows = []
-        for rule in self.by_number[number].recipe.rules:
-            for source in rule.sources:
-                values = {
-                    name: value[source] if isinstance(value, dict) else value
-                    for name, value in rule.parameters.items()
-                }
-                rows.append(
-                    {"group": rule.label(), "method": rule.method, "source": source, **values}
-                )
-        return pd.DataFrame(rows)
+        """One row per rule and source of a trial's recipe."""
+        return coefficients_frame(self, number)
 
 
 def read_run(run: Path | str, storage: str | None = None) -> RunReport:
@@ -202,22 +173,23 @@ def report_of(
 ) -> RunReport:
     """What a run's study tells, from its attributes and the records of its trials."""
     goal = read_goal(attributes)
-    holdout = {}
-    for number, rows in holdout_metrics(attributes).items():
-        if (metrics := goal.points.found(from_json(rows))) is not None:
-            holdout[number] = metrics
+    verdict, front_verdict = read_verdict(attributes), read_front(attributes)
+    held = {number: from_json(rows) for number, rows in holdout_metrics(attributes).items()}
+    found = {number: goal.points.found(metrics) for number, metrics in held.items()}
     return RunReport(
         folder=folder,
         records=tuple(records),
         goal=goal,
-        holdout=holdout,
+        holdout={n: metrics for n, metrics in found.items() if metrics is not None},
+        holdout_scores=held,
         holdout_answers=holdout_answers(attributes),
-        verdict=read_verdict(attributes),
+        verdict=verdict,
         plateau=read_plateau(attributes.get(PLATEAU)),
         guidance=attributes.get(GUIDANCE),
-        front_verdict=read_front(attributes),
+        front_verdict=front_verdict,
         limits=read_limits(attributes),
         scale_notes=attributes.get(REFERENCES, {}).get("notes", ()),
         tasks=attributes[TASKS],
         running=RunFolder(folder).locked(),
+        ended=read_end(attributes, judged=bool(verdict or front_verdict)),
     )

@@ -2,21 +2,21 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import optuna
-import torch
-from optuna.distributions import CategoricalDistribution
 
 from evomerge.assemble import Bench, asked, dtype_of, evaluator, identity, prepare
+from evomerge.checking import Check as Check
+from evomerge.checking import budget_of, loaded_config, sampler_choice
+from evomerge.checking import check as check
 from evomerge.checkpoints.hashes import HashCache
-from evomerge.config import BudgetConfig, LoadedConfig, load_config
+from evomerge.config import BudgetConfig, LoadedConfig
+from evomerge.ending import Outcome, until_end
 from evomerge.environment import environment
-from evomerge.errors import UserError
 from evomerge.files import write_text
 from evomerge.going_on import (
     Starts,
@@ -28,36 +28,27 @@ from evomerge.going_on import (
     take_up_starts,
 )
 from evomerge.merging.norms import task_vector_norms
-from evomerge.merging.throughput import Throughput, measure
-from evomerge.methods import METHODS
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.scorers import published
 from evomerge.scoring.scorecard import Scorecard
-from evomerge.searching.baselines import SCALES, baselines
 from evomerge.searching.even_norms import enqueue_starts
 from evomerge.searching.finalists import decide, score_finalists, score_warnings
-from evomerge.searching.front_verdict import FrontVerdict, decide_front
+from evomerge.searching.front_verdict import decide_front
 from evomerge.searching.guidance import Guide
 from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.interrupt import on_interrupt
-from evomerge.searching.intervals import Scored
 from evomerge.searching.kept_questions import keep_questions
-from evomerge.searching.loop import Budget, Loop
+from evomerge.searching.loop import Loop
 from evomerge.searching.plateau import PLATEAU, PlateauWatch
-from evomerge.searching.power import Power, deviations, power
 from evomerge.searching.progress import Progress, outcome_text
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.references import REFERENCES, with_references
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.samplers import (
-    NO_CATEGORIES,
-    ONE_OBJECTIVE,
     SAMPLERS,
     SpaceSampler,
-    choose_sampler,
 )
 from evomerge.searching.space import SearchSpace
-from evomerge.searching.stacks import StackSpace
 from evomerge.searching.study import (
     BATCH_TOKENS,
     HISTORY,
@@ -75,11 +66,9 @@ from evomerge.searching.study import (
     take_up_interrupted,
     write_goal,
 )
-from evomerge.searching.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
-_PROBE_DOCUMENTS = 16  # per task: enough for a forecast, seconds even for large models
 OnProgress = Callable[[Progress, TrialRecord | None], None]
 _COMPARABLE = (
     "models",
@@ -97,58 +86,6 @@ _COMPARABLE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a call of `search` ended."""
-
-    folder: Path
-    verdict: Verdict | None
-    """None where the search was stopped before its budget was spent, or has several objectives."""
-    front: FrontVerdict | None = None
-    """What takes its place with several objectives."""
-    stopped: bool
-    storage: str | None
-    """URL of the study, where it is not in the folder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What `check` found out."""
-
-    bench: Bench
-    parameters: int
-    sampler: tuple[str, str]
-    """(name, reason)."""
-    seconds_per_trial: float | None
-    """Extrapolated from a probe; None without one."""
-    seconds_of_merge: float | None
-    """To make the probe's candidate, by task arithmetic; None without a probe."""
-    throughput: tuple[Throughput, ...]
-    """Of each method of the space; none without a probe."""
-    budget: Budget
-    base: Scorecard | None
-    """Of the probe's few documents; None without a probe."""
-    published: Mapping[str, str]
-    """Task -> the public test set that its documents are from, in words."""
-    power: Power | None
-    """Which gains the documents show; None where nothing is known of their noise."""
-
-    def seconds_per_candidate(self) -> float | None:
-        """To make a candidate of the whole model with the slowest method; None without a probe."""
-        memory = self.bench.memory
-        size = memory.model_bytes + memory.operand_bytes
-        return max((size / each.bytes_per_second for each in self.throughput), default=None)
-
-    def forecast(self) -> int | None:
-        """Trials scored in full that the budget allows; None where that is not known."""
-        trials = self.budget.full_trials(_trial_documents(self.bench))
-        limits = [] if trials is None else [trials]
-        if self.budget.deadline is not None and self.seconds_per_trial:
-            left = (self.budget.deadline - datetime.now()).total_seconds()
-            limits.append(int(left / self.seconds_per_trial))
-        return min(limits, default=None)
-
-
 def search(
     config: LoadedConfig | Path | str,
     *,
@@ -163,8 +100,9 @@ def search(
     called after every trial. Raises UserError for every mistake that can be found before the
     first trial.
     """
-    loaded = _loaded(config)
+    loaded = loaded_config(config)
     limits = budget or loaded.config.budget
+    notify = loaded.config.notify
     folder = RunFolder(loaded.output())
     with _writing(folder):
         hashes = HashCache(folder.path / "hashes.json")
@@ -175,7 +113,9 @@ def search(
         if not (fork and old and differences(old.user_attrs.get(IDENTITY), identity(bench))):
             starts = read_starts(bench, old)
             study = open_study(storage, identity(bench), bench.goal.parts)
-            return _run(bench, study, folder, loaded.config.storage, limits, on_progress, starts)
+            url = loaded.config.storage
+            run = partial(_run, bench, study, folder, url, limits, on_progress, starts)
+            return until_end(study, folder, notify, run)
     beside = _free_name(folder.path)
     with _writing(RunFolder(beside)) as new_folder:
         log.info("fork of %s: a new run in %s", folder.path, beside)
@@ -186,7 +126,8 @@ def search(
         if comparable:
             count = carry_over(old, folder, new, new_folder, bench.space)
             log.info("took over the scores of %d trials", count)
-        return _run(bench, new, new_folder, None, limits, on_progress, starts)
+        run = partial(_run, bench, new, new_folder, None, limits, on_progress, starts)
+        return until_end(new, new_folder, notify, run)
 
 
 def score(
@@ -200,7 +141,7 @@ def score(
     side: which documents of the split. The scores are those that a trial of the same weights
     would record.
     """
-    loaded = _loaded(config)
+    loaded = loaded_config(config)
     if not isinstance(what, Recipe) and (Path(what).is_dir() or Path(what).suffix == ".gguf"):
         what = _unchanged(Path(what), loaded)
     recipe = what if isinstance(what, Recipe) else Recipe.read(Path(what))
@@ -217,35 +158,6 @@ def score(
         HashCache(loaded.output() / "hashes.json"),
     )
     return evaluator(bench)(recipe, side)[0]
-
-
-def check(config: LoadedConfig | Path | str, *, probe: bool = True) -> Check:
-    """Everything that can be known before a search; nothing is written.
-
-    probe: also scores the base on a few documents, to tell how its answers end, and makes and
-    scores a candidate on them, to forecast the number of trials.
-    """
-    loaded = _loaded(config)
-    bench = prepare(loaded, HashCache(loaded.output() / "hashes.json"))
-    distributions = bench.space.distributions()
-    budget = _budget(loaded.config.budget)
-    base, plain, merging, scoring = _probe(bench) if probe else (None, None, None, None)
-    return Check(
-        bench=bench,
-        parameters=len(distributions),
-        sampler=_sampler_choice(bench, budget),
-        seconds_per_trial=None if merging is None or scoring is None else merging + scoring,
-        seconds_of_merge=merging,
-        throughput=_throughput(bench) if probe else (),
-        budget=budget,
-        base=base,
-        published=published(bench.scorer),
-        power=_power(bench, None if base is None or plain is None else (base, plain)),
-    )
-
-
-def _loaded(config: LoadedConfig | Path | str) -> LoadedConfig:
-    return config if isinstance(config, LoadedConfig) else load_config(config)
 
 
 def _unchanged(folder: Path, loaded: LoadedConfig) -> Recipe:
@@ -288,7 +200,7 @@ def _run(
 ) -> Outcome:
     """Trials until the budget is spent, then the holdout and the verdict."""
     config = bench.loaded.config
-    budget = _budget(limits)
+    budget = budget_of(limits)
     if not folder.config.exists():
         write_text(folder.config, bench.loaded.file.read_text(encoding="utf-8"))
     back = take_up_interrupted(study)
@@ -305,7 +217,7 @@ def _run(
         )
     scores = known_scores(bench, study)
     done = len(finished(study))
-    sampler, reason = _sampler_choice(bench, budget)
+    sampler, reason = sampler_choice(bench, budget)
     distributions = bench.space.distributions()
     study.sampler = SpaceSampler(SAMPLERS[sampler](config.seed), distributions)
     study.set_user_attr(TASKS, asked(bench))
@@ -355,7 +267,7 @@ def _run(
     evaluate = reused(bench, made, scores)
     _keep_budget(bench, study)
     goal = with_references(bench.goal, study.user_attrs.get(REFERENCES))
-    progress = Progress(budget=budget, goal=goal)
+    progress = Progress(budget=budget, goal=goal, devices=bench.devices())
     known = read_trials(study)
     for record in known:
         progress.add(record, earlier=True)
@@ -404,7 +316,7 @@ def _run(
     )
     enqueue_further_baselines(study, bench)
     on_progress(progress, None)
-    with on_interrupt(loop.stop):
+    with on_interrupt(loop.stop) as interruption:
         loop.run()
         score_finalists(
             study,
@@ -417,7 +329,13 @@ def _run(
     study.set_user_attr(PLATEAU, watch.to_json())  # by now of more trials
     if loop.stop_asked:
         log.warning("stopped; the same command goes on")
-        return Outcome(folder=folder.path, verdict=None, stopped=True, storage=storage)
+        return Outcome(
+            folder=folder.path,
+            verdict=None,
+            stopped=True,
+            stopped_by=interruption.by,
+            storage=storage,
+        )
     if not loop.goal.settled:
         log.warning("the budget ended before base and sources were scored: no trial has a value")
     if loop.goal.several:
@@ -446,89 +364,6 @@ def _keep_budget(bench: Bench, study: optuna.Study) -> None:
     else:
         bench.budget.set(known)
     log.info("%d tokens in a forward pass", bench.budget.tokens)
-
-
-def _budget(config: BudgetConfig) -> Budget:
-    return Budget(
-        trials=config.trial_limit(),
-        documents=config.documents,
-        deadline=config.deadline(datetime.now()),
-    )
-
-
-def _trial_documents(bench: Bench) -> int:
-    """Documents of a trial that is scored in full, each kind counted."""
-    return len(bench.goal.trial_kinds) * sum(map(len, bench.documents("search").values()))
-
-
-def _sampler_choice(bench: Bench, budget: Budget) -> tuple[str, str]:
-    """(name, reason); UserError for a sampler that cannot propose this space."""
-    name = bench.loaded.config.sampler
-    distributions = bench.space.distributions()
-    if name == "auto":
-        if isinstance(bench.space, StackSpace) and not bench.goal.several:
-            return "tpe", "stacks change at thresholds, which small steps seldom cross"
-        trials = budget.full_trials(_trial_documents(bench))
-        return choose_sampler(distributions, trials, max(1, len(bench.goal.parts)))
-    categories = [k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)]
-    if name in NO_CATEGORIES and categories:
-        raise UserError(
-            f"{bench.loaded.file}: sampler: {name} cannot propose categories, and the space has "
-            f"{', '.join(categories[:3])}; use trust_region, catcma or tpe, or one method"
-        )
-    if name in ONE_OBJECTIVE and bench.goal.several:
-        others = ", ".join(known for known in SAMPLERS if known not in ONE_OBJECTIVE)
-        raise UserError(
-            f"{bench.loaded.file}: sampler: {name} climbs a single objective, and there are "
-            f"{len(bench.goal.parts)}; use auto, or one of {others}"
-        )
-    return name, "as configured"
-
-
-def _throughput(bench: Bench) -> tuple[Throughput, ...]:
-    dtype, count = getattr(torch, bench.template.dtype), len(bench.template.sources)
-    return tuple(
-        measure(method, count, dtype, bench.device, bench.run)
-        for method in bench.space.methods
-        if METHODS[method].matrix is None and METHODS[method].solve is None
-    )
-
-
-def _probe(bench: Bench) -> tuple[Scorecard, Scorecard, float, float]:
-    """The scores of the base and of a plain merge on a few documents, then the seconds to make one
-    candidate, and to score it on the search documents, extrapolated from these few. What comes
-    first pays for first reads and, of every method, for compiling."""
-    few = {task: split.search[:_PROBE_DOCUMENTS] for task, split in bench.splits.items()}
-    plain = baselines(bench.template)
-    first, second = (plain[f"task_arithmetic {scale:g}"] for scale in SCALES[:2])
-    evaluate = evaluator(bench)
-    base, _ = evaluate(plain[BASE], few)
-    merged, _ = evaluate(first, few)
-    _, seconds = evaluate(second, few, kinds=bench.goal.trial_kinds)
-    share = sum(map(len, few.values())) / sum(len(s.search) for s in bench.splits.values())
-    return base, merged, seconds["merge"], (seconds["model"] + seconds["metric"]) / share
-
-
-def _power(bench: Bench, cards: tuple[Scorecard, Scorecard] | None) -> Power | None:
-    """What the documents can show, from the noise between two candidates, or from a bound of it."""
-    objective = bench.goal.points
-    pair = None
-    if cards is not None:
-        first, second = (
-            Scored(metrics=objective.metrics(card), documents=card.per_document) for card in cards
-        )
-        pair = first, second
-    noise = deviations(objective, pair)
-    if noise is None:
-        return None
-    return power(
-        noise,
-        objective.shares(),
-        {task: len(split.search) for task, split in bench.splits.items()},
-        {task: len(split.holdout) for task, split in bench.splits.items()},
-        bench.loaded.config.finalist_count(),
-        probed=pair is not None,
-    )
 
 
 def _free_name(path: Path) -> Path:

@@ -12,7 +12,7 @@ from evomerge.cli import app
 from evomerge.config import load_config
 
 FAMILY = Path(__file__).parent.parent / "configs" / "quickstart" / "models"
-VERBS = ["init", "check", "search", "status", "score", "merge", "export", "plot"]
+VERBS = ["init", "check", "search", "status", "trials", "score", "merge", "export", "plot"]
 
 
 def run(*words: object) -> tuple[int, str]:
@@ -29,6 +29,7 @@ def test_the_public_names() -> None:
         "export",
         "load_config",
         "merge",
+        "read_run",
         "score",
         "search",
     ]

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "evomerge"
 
 FLOORS = [
-    {"errors", "seeding", "files", "typed_yaml", "environment", "devices", "aligned"},
+    {"errors", "seeding", "files", "typed_yaml", "environment", "devices", "aligned", "notify"},
     {"methods", "architectures", "recipe"},
     {"checkpoints"},
     {"merging"},
@@ -17,7 +17,7 @@ FLOORS = [
     {"searching"},
     {
         *("exporting", "adapting", "report", "documents", "run_picture", "model_card"),
-        *("front_picture", "evaluator"),
+        *("front_picture", "evaluator", "frames", "ending"),
     },
     {
         "config",
@@ -36,6 +36,10 @@ FLOORS = [
         "describe",
         "describe_front",
         "inspection_picture",
+        "checking",
+        "live_view",
+        "trial_table",
+        "watching",
         "dashboard",
     },
     {"verbs"},
@@ -47,12 +51,16 @@ BESIDE = {
     ("adapting", "model_card"),
     ("run_picture", "front_picture"),
     ("run_picture", "report"),
+    ("report", "frames"),
     ("documents", "report"),
     ("adapting", "exporting"),
     ("mergekit", "starter"),
     ("assemble", "scorers"),
     ("describe", "describe_front"),
     ("assemble", "spaces"),
+    ("checking", "assemble"),
+    ("checking", "scorers"),
+    ("watching", "describe"),
     ("config", "config_objectives"),
     ("config_objectives", "config_tasks"),
     ("going_on", "assemble"),
@@ -61,7 +69,7 @@ BESIDE = {
 }
 """Rooms of one floor that may know each other: the first knows the second."""
 INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
-UP = {("describe", "verbs")}
+UP = {("describe", "checking"), ("frames", "report")}
 """Types only, under TYPE_CHECKING."""
 
 DOORS = {
@@ -69,7 +77,10 @@ DOORS = {
         *("scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"),
         *("scoring/encoding.py", "scoring/kept_requests.py", "scoring/task_names.py"),
     },
-    "optuna": {"searching", "dashboard", "verbs.py", "going_on.py", "cli.py"},
+    "optuna": {
+        *("searching", "dashboard", "verbs.py", "checking.py", "ending.py"),
+        *("going_on.py", "cli.py"),
+    },
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
     "gguf": {"checkpoints"},

@@ -1,9 +1,12 @@
-"""How far a search is: one line, for a terminal or a log."""
+"""How far a search is: one line for a log, and the figures for a view of it."""
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import mean
+
+import torch
 
 from evomerge.searching.constraints import broken_text
 from evomerge.searching.front import front_of
@@ -11,6 +14,8 @@ from evomerge.searching.loop import Budget
 from evomerge.searching.objective import Goal, amount
 from evomerge.searching.plateau import Plateau
 from evomerge.searching.record import TrialRecord
+
+_RECENT = 6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +40,12 @@ class Progress:
     best: TrialRecord | None = None
     best_baseline: TrialRecord | None = None
     plateau: Plateau | None = None
+    recent: deque[TrialRecord] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    """The last trials, the newest last."""
+    baselines: dict[str, TrialRecord] = field(default_factory=dict)
+    """Name -> the baseline, in the order of their ends."""
+    devices: tuple[torch.device, ...] = ()
+    """On which candidates are made and scored."""
     _here: int = 0
     _documents_here: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -44,6 +55,9 @@ class Progress:
         if record.state not in ("complete", "step", "pruned", "failed"):
             return
         self.done += 1
+        self.recent.append(record)
+        if record.baseline is not None:
+            self.baselines[record.baseline] = record
         self.documents += record.scored
         if not earlier:
             self._here += 1
@@ -85,6 +99,19 @@ class Progress:
             ends.append(self.budget.deadline - datetime.now())
         return max(min(ends), timedelta()) if ends else None
 
+    def spent(self) -> dict[str, float]:
+        """How much of each limit is used up, from 0 to 1: `57/200 trials` -> 0.285."""
+        found = {}
+        if (trials := self.budget.trials) is not None:
+            found[f"{self.done}/{trials} trials"] = self.done / trials
+        if (documents := self.budget.documents) is not None:
+            found[f"{self.documents}/{documents} documents"] = self.documents / documents
+        if self.budget.deadline is not None:
+            elapsed = timedelta(seconds=time.monotonic() - self._started)
+            whole = elapsed + max(self.budget.deadline - datetime.now(), timedelta())
+            found[f"{_rounded(elapsed)} of {_rounded(whole)}"] = elapsed / whole
+        return {text: min(share, 1.0) for text, share in found.items()}
+
     def line(self) -> str:
         """`trial 57/200 · best 61.2 points (trial 48) · best baseline 44.5 points (ties) · ...`"""
         limit = f"/{self.budget.trials}" if self.budget.trials is not None else ""
@@ -96,25 +123,37 @@ class Progress:
                 value = self.goal.text(record.value, record.metrics)
                 words.append(f"{name} {value} ({record.name})")
         if self.front:
-            words += self._front_words()
+            words += self.front_words()
+        words += self.count_words()
+        if self.plateau is not None:
+            words.append(self.plateau.short())
+        words += self.pace_words()
+        return " · ".join(words)
+
+    def count_words(self) -> list[str]:
+        """`3 gradient steps`, `12 pruned, 40 % of documents`, ..., as far as there are any."""
+        words = []
         if self.steps:
             words.append(f"{self.steps} gradient steps")
         if self.pruned:
             share = 100 * mean(self.shares) if self.shares else 100.0
             words.append(f"{self.pruned} pruned, {share:.0f} % of documents")
-        if self.plateau is not None:
-            words.append(self.plateau.short())
         if self.infeasible:
             words.append(f"{self.infeasible} break constraints")
         if self.failed:
             words.append(f"{self.failed} failed")
+        return words
+
+    def pace_words(self) -> list[str]:
+        """`112 trials/h`, `1:16:00 left`, as far as they can be told."""
+        words = []
         if (rate := self.rate()) is not None:
             words.append(f"{rate:.0f} trials/h")
         if (left := self.remaining()) is not None:
-            words.append(f"{timedelta(seconds=round(left.total_seconds()))} left")
-        return " · ".join(words)
+            words.append(f"{_rounded(left)} left")
+        return words
 
-    def _front_words(self) -> list[str]:
+    def front_words(self) -> list[str]:
         """`front of 5`, `best maths 61.2 points (trial 48)`, ..."""
         words = [f"front of {len(self.front)}"]
         for place, (name, part) in enumerate(self.goal.split(self.goal.climbed).items()):
@@ -122,6 +161,10 @@ class Progress:
             value = amount(best.values[place], part.unit)
             words.append(f"best {name} {value} ({best.name})")
         return words
+
+
+def _rounded(span: timedelta) -> timedelta:
+    return timedelta(seconds=round(span.total_seconds()))
 
 
 def _above(record: TrialRecord, other: TrialRecord | None) -> bool:

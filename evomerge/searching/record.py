@@ -45,6 +45,8 @@ class TrialRecord:
     recipe_mapping: Mapping[str, Any] | None
     """As Recipe.to_mapping() made it."""
     fingerprint: str | None
+    parameters: Mapping[str, Any]
+    """Of the space, as the sampler knows them; none of a recipe that the space cannot express."""
     value: float | None
     """What is climbed, on all search documents; higher is better. None unless complete. Of several
     objectives the mean over all tasks."""
@@ -132,6 +134,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         baseline=attributes.get(BASELINE),
         recipe_mapping=attributes.get(RECIPE),
         fingerprint=attributes.get(FINGERPRINT),
+        parameters=trial.params,
         value=_value(trial, result),
         values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
         violations=result.get("violations", {}),
