@@ -66,7 +66,7 @@ def test_a_snapshot_tells_what_the_report_tells(folder: Path) -> None:
         assert snapshot is not None
         assert [r.number for r in snapshot.report.ranked] == [r.number for r in report.ranked]
         assert snapshot.report.verdict == report.verdict
-        winner = snapshot.winner()
+        winner = snapshot.winner
         assert winner is not None
         assert report.verdict is not None
         assert winner.number == report.verdict.winner
