@@ -108,6 +108,7 @@ class _Site:
         self._templates = templates()
         self._importance: dict[str, tuple[int, Figure | None]] = {}
         self._computing = threading.Lock()
+        self._compare_kept: tuple[Any, list[Figure]] = (), []
 
     def runs(self, request: Request) -> Response:
         return self._page("runs.html", request, **pages.runs_page(self._runs))
@@ -174,7 +175,7 @@ class _Site:
     def compare(self, request: Request) -> Response:
         chosen = self._compared(request)
         side = pages.side_of(request.query_params)
-        content = pages.compare_page(chosen, side, request.query_params)
+        content = pages.compare_page(chosen, side, self._compare_figures(chosen))
         return self._page("compare.html", request, **content)
 
     def compare_csv(self, request: Request) -> Response:
@@ -183,8 +184,15 @@ class _Site:
         return _csv(pages.compare_table(chosen, side), "compare")
 
     def compare_figure(self, request: Request) -> Response:
-        figures = pages.compare_figures(self._compared(request))
+        figures = self._compare_figures(self._compared(request))
         return _figure(galleries.named(figures, request.path_params["name"]), request, "compare")
+
+    def _compare_figures(self, chosen: list[pages.Chosen]) -> list[Figure]:
+        """Those of the last comparison are kept: a page asks for them one by one."""
+        key = tuple((each.key, each.snapshot.revision) for each in chosen)
+        if self._compare_kept[0] != key:
+            self._compare_kept = key, pages.compare_figures(chosen)
+        return self._compare_kept[1]
 
     def optuna(self, request: Request) -> Response:
         return RedirectResponse(self._start_optuna(self._run(request)), status_code=303)

@@ -1,11 +1,11 @@
 """A recipe laid out over the depth of the model: which layer takes what from whom."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from evomerge.recipe import Recipe, Rule, format_layers
+from evomerge.recipe import Recipe, Rule
 
 ENDS = "ends"
 """The place of what lies outside the layers: embeddings, final norm, head."""
@@ -29,10 +29,21 @@ class Depth:
         return sorted(names, key=lambda name: name != "weight")
 
 
-def depth_of(recipe: Recipe) -> Depth:
+def places_of(recipes: Sequence[Recipe]) -> tuple[str, ...]:
+    """The places that the rules of some recipes tell apart; none where all are for every layer."""
+    cells = [cell for recipe in recipes for rule in recipe.rules for cell in _cells(rule)]
+    return tuple(sorted({cell[0] for cell in cells} - {EVERY}, key=_order))
+
+
+def depth_of(recipe: Recipe, places: Sequence[str] = ()) -> Depth:
     """The coefficients of a recipe by place, part and source; numbers that a rule has for all its
-    sources stand at each of them."""
-    rows = [row for rule in recipe.rules for row in _cells(rule)]
+    sources stand at each of them. places: where rules for every layer stand; none: at `all`."""
+    rows = [
+        (place, *row[1:])
+        for rule in recipe.rules
+        for row in _cells(rule)
+        for place in (places if places and row[0] == EVERY else row[:1])
+    ]
     columns = ["place", "part", "source", "method", "parameter", "value"]
     cells = pd.DataFrame(rows, columns=columns)
     if recipe.stack is not None:
@@ -70,9 +81,3 @@ def _order(place: str) -> tuple[int, int]:
     if place.isdecimal():
         return 0, int(place)
     return (1, 0) if place == ENDS else (2, 0)
-
-
-def layers_text(recipe: Recipe) -> str:
-    """Of a stack: `models 0-11, code 8-15`."""
-    stack = recipe.stack or ()
-    return ", ".join(f"{piece.source} {format_layers(piece.layers)}" for piece in stack)

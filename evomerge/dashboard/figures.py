@@ -89,7 +89,8 @@ def scores(snapshot: Snapshot) -> Figure:
             "markLine": _baseline_lines(snapshot),
         }
     )
-    low, hidden = _floor([row[3] for row in rows]) if rows else (None, 0)
+    shown = [factor * r.value for r in _lines(snapshot) if r.value is not None]
+    low, hidden = _floor([row[3] for row in rows], shown[:1]) if rows else (None, 0)
     note = f"; {hidden} lie below the figure" if hidden else ""
     summary = f"{len(table)} trials over their number, in {unit}{note}. "
     if best:
@@ -99,7 +100,13 @@ def scores(snapshot: Snapshot) -> Figure:
         "legend": {"type": "scroll", "bottom": 0},
         "grid": {"left": 64, "right": 24, "top": 24, "bottom": 72},
         "xAxis": {"type": "value", "name": "trial", "nameLocation": "middle", "nameGap": 26},
-        "yAxis": {"type": "value", "name": unit, "scale": True, "min": low},
+        "yAxis": {
+            "type": "value",
+            "name": unit,
+            "scale": True,
+            "min": low,
+            "axisLabel": {"showMinLabel": low is None},
+        },
         "dataZoom": [{"type": "inside"}, {"type": "inside", "orient": "vertical"}],
         "series": series,
     }
@@ -126,10 +133,14 @@ def _kind(record: TrialRecord, snapshot: Snapshot) -> str:
     return "score in doubt" if doubted else "trial"
 
 
+def _lines(snapshot: Snapshot) -> list[TrialRecord]:
+    """The best baseline, and the base."""
+    found = {r.number: r for r in (snapshot.best_baseline, snapshot.base) if r is not None}
+    return list(found.values())
+
+
 def _baseline_lines(snapshot: Snapshot) -> dict[str, Any]:
-    """The best baseline and the base."""
     best = snapshot.best_baseline
-    shown = {r.number: r for r in (best, snapshot.base) if r is not None and r.value is not None}
     return {
         "symbol": "none",
         "silent": True,
@@ -140,16 +151,16 @@ def _baseline_lines(snapshot: Snapshot) -> dict[str, Any]:
                 "name": f"best baseline: {r.name}" if r is best else r.name,
                 "yAxis": snapshot.factor * (r.value or 0.0),
             }
-            for r in shown.values()
+            for r in _lines(snapshot)
         ],
     }
 
 
-def _floor(values: Sequence[float]) -> tuple[float | None, int]:
+def _floor(values: Sequence[float], shown: Sequence[float]) -> tuple[float | None, int]:
     """Where the figure ends below, and how many lie lower: a few bad merges would flatten all
-    others into a line."""
+    others into a line. shown: what must lie inside."""
     best, middle = max(values), float(np.median(values))
-    floor = best - 4 * (best - middle)
+    floor = min([best - 4 * (best - middle), *(value - (best - value) / 10 for value in shown)])
     hidden = sum(value < floor for value in values)
     return (float(f"{floor:.3g}"), hidden) if hidden and floor < best else (None, 0)
 
@@ -230,7 +241,7 @@ def holdout(snapshot: Snapshot) -> Figure | None:
     best = None if winner is None else winner.number
     data = [
         {
-            "value": round(row[3], 3),
+            "value": round(row[3], 1),
             "itemStyle": {
                 "color": GREEN if row[0] == best else BLUE if row[2] != "baseline" else ORANGE
             },
@@ -335,12 +346,15 @@ def coefficients(depth: Depth, parameter: str) -> Figure:
 
 
 def differences(first: Depth, second: Depth, parameter: str, title: str, name: str) -> Figure:
-    """One parameter of a second recipe minus that of a first one, where both have it."""
-    keys = ["place", "part", "source"]
+    """One parameter of a second recipe minus that of a first one, where both merge by one method."""
     tables = [d.cells[d.cells["parameter"] == parameter] for d in (first, second)]
+    keys = ["place", "source", "method"]
+    if any(table.duplicated(keys).any() for table in tables):
+        keys.append("part")
     both = tables[0].merge(tables[1], on=keys, suffixes=("_first", "_second"))
+    if "part" not in keys:
+        both["part"] = both["part_second"]
     both["difference"] = both["value_second"] - both["value_first"]
-    both["method"] = both["method_second"]
     places = [place for place in second.places if place in set(both["place"])]
     return _heatmap(both, places, "difference", name, title, _DIVERGING, centred=True)
 

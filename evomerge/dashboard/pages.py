@@ -1,7 +1,7 @@
 """What the pages show, as plain values for their templates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 
 from evomerge.dashboard import figures, galleries
 from evomerge.dashboard.compare import MOST, Chosen, compare, recipe_rows
-from evomerge.dashboard.depth import depth_of
+from evomerge.dashboard.depth import depth_of, places_of
 from evomerge.dashboard.figures import Figure
 from evomerge.dashboard.runs import Run, Runs
 from evomerge.dashboard.snapshot import Snapshot
@@ -404,13 +404,11 @@ def _suggested(snapshot: Snapshot, record: TrialRecord) -> list[TrialRecord]:
     return list(found.values())
 
 
-def compare_page(chosen: Sequence[Chosen], side: Side, query: QueryParams) -> dict[str, Any]:
-    """Two to six trials side by side."""
-    _refuse_count(chosen)
+def compare_page(chosen: Sequence[Chosen], side: Side, found: Sequence[Figure]) -> dict[str, Any]:
+    """Two to six trials side by side. found: what `compare_figures` makes of them."""
     columns = [compare(chosen[0], each, side) for each in chosen[1:]]
     rows = recipe_rows(chosen)
     trials = ",".join(each.key for each in chosen)
-    found = compare_figures(chosen)
     tasks = [*chosen[0].snapshot.tasks, ""]
     return {
         "title": "Compare " + ", ".join(each.record.name for each in chosen),
@@ -430,6 +428,7 @@ def compare_page(chosen: Sequence[Chosen], side: Side, query: QueryParams) -> di
         "why_not": [why for _, why in columns if why],
         "recipe": rows,
         "differing": sum(differ for _, _, differ in rows),
+        "subtracted": any(figure.name.startswith("difference") for figure in found),
         "figures": [(f, f"/compare/figures/{f.name}", f"?trials={quote(trials)}") for f in found],
     }
 
@@ -479,9 +478,12 @@ def compare_table(chosen: Sequence[Chosen], side: Side) -> pd.DataFrame:
 
 
 def compare_figures(chosen: Sequence[Chosen]) -> list[Figure]:
-    """Heatmaps of the differences of each trial's weights from the first's."""
+    """Heatmaps of the differences of each trial's coefficients from the first's, as far as both
+    merge by one method; where there are none, each trial's own weights."""
     _refuse_count(chosen)
-    depths = [depth_of(each.record.recipe) for each in chosen]
+    recipes = [each.record.recipe for each in chosen]
+    places = places_of(recipes)
+    depths = [depth_of(recipe, places) for recipe in recipes]
     found = []
     for place, (each, depth) in enumerate(zip(chosen[1:], depths[1:], strict=True), start=1):
         for parameter in galleries.varying(depth):
@@ -489,7 +491,17 @@ def compare_figures(chosen: Sequence[Chosen]) -> list[Figure]:
                 title = f"{parameter}: {each.key} minus {chosen[0].key}"
                 name = f"difference-{place}-{parameter}"
                 found.append(figures.differences(depths[0], depth, parameter, title, name))
-    return [figure for figure in found if len(figure.table)]
+    found = [figure for figure in found if len(figure.table)]
+    if found:
+        return found
+    return [
+        replace(
+            figures.coefficients(depth, depth.parameters[0]),
+            name=f"coefficients-{place}",
+            title=f"{depth.parameters[0]} of {each.key}",
+        )
+        for place, (each, depth) in enumerate(zip(chosen, depths, strict=True))
+    ]
 
 
 def _refuse_count(chosen: Sequence[Chosen]) -> None:
