@@ -370,7 +370,7 @@ def dashboard(
     storage: Storage = None,
 ) -> None:
     """Shows runs in a browser: compares trials, follows searches that run; changes nothing."""
-    with _errors(), _quiet():
+    with _errors():
         from evomerge.dashboard.server import serve
 
         serve(
@@ -380,6 +380,25 @@ def dashboard(
             storage=storage,
             announce=lambda address: _out.print(f"dashboard: {address}", markup=False),
         )
+
+
+@app.command(epilog="Example: evomerge report results/quickstart quickstart.html")
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Argument(help="The file; by default report.html in the run folder.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Markdown, and a picture beside it.")
+    ] = False,
+    storage: Storage = None,
+) -> None:
+    """Writes one file to keep or to send: verdict, figures and tables of a run."""
+    with _errors():
+        from evomerge.dashboard.kept_page import write_report
+
+        for path in write_report(run, out, markdown=markdown, storage=storage):
+            _out.print(f"wrote {path}", markup=False)
 
 
 @contextmanager

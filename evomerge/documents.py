@@ -3,7 +3,7 @@
 Read from run folders alone, without models or tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -13,7 +13,7 @@ import pandas as pd
 
 from evomerge.errors import UserError
 from evomerge.report import RunReport, read_run
-from evomerge.scoring.scorecard import Answered, DocumentScores, read_answers, read_documents
+from evomerge.scoring.scorecard import Answered, DocumentArrays, read_answers, read_arrays
 from evomerge.searching.kept_questions import read_kept
 from evomerge.searching.run_folder import RunFolder, Side
 
@@ -42,7 +42,7 @@ class _Trial:
 
     run: RunReport
     number: int
-    scores: Mapping[str, DocumentScores]
+    scores: Mapping[str, DocumentArrays]
     answers: Answered
 
     def values(self, task: str, metric: str) -> dict[int, float]:
@@ -50,7 +50,7 @@ class _Trial:
         own = self.scores.get(task)
         if own is None or metric not in own.values:
             return {}
-        found = zip(own.documents, own.values[metric], strict=True)
+        found = zip(own.documents.tolist(), own.values[metric].tolist(), strict=True)
         return {number: value for number, value in found if not isnan(value)}
 
 
@@ -64,16 +64,22 @@ def read_questions(folder: Path | str) -> pd.DataFrame:
 
 
 def flips(
-    folder: Run, first: int, second: int, side: Side = "search", other_folder: Run | None = None
+    folder: Run,
+    first: int,
+    second: int,
+    side: Side = "search",
+    other_folder: Run | None = None,
+    *,
+    tasks: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """The documents on which two trials differ, by each task's own metric.
 
-    second: of `other_folder`, where that is given: a run that shares tasks and documents. One row
-    per document that both were scored on, and scored differently: task, document, metric, first
-    and second (the scores, in the metric's unit), change ("gained" where the first is better, by
-    the metric's direction; "lost" where it is worse), question, choices, expected, first_answer and
-    second_answer (None where not recorded). Task after task in the run's order, first what was
-    gained, largest differences first.
+    second: of `other_folder`, where that is given: a run that shares tasks and documents. tasks: of
+    these alone; None: of all. One row per document that both were scored on, and scored
+    differently: task, document, metric, first and second (the scores, in the metric's unit), change
+    ("gained" where the second is better, by the metric's direction; "lost" where it is worse),
+    question, choices, expected, first_answer and second_answer (None where not recorded). Task
+    after task in the run's order, first what was gained, largest differences first.
 
     Raises UserError for a trial without scores per document, for two that share none, and for runs
     whose documents differ.
@@ -83,6 +89,8 @@ def flips(
     one, two = _trial(run, first, side), _trial(other, second, side)
     scored = {}
     for task, target in run.goal.points.targets.items():
+        if tasks is not None and task not in tasks:
+            continue
         ours, theirs = (trial.values(task, target.metric) for trial in (one, two))
         if both := {n: (ours[n], theirs[n]) for n in ours if n in theirs}:
             scored[task] = both
@@ -124,7 +132,7 @@ def _trial(run: RunReport, number: int, side: Side) -> _Trial:
     return _Trial(
         run=run,
         number=number,
-        scores=read_documents(path),
+        scores=read_arrays(path),
         answers=read_answers(folder.answers(side, number)),
     )
 
@@ -171,7 +179,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Of one task."""
     sign = 1 if _higher_is_better(trials[0].run, task, metric) else -1
-    better = {n: sign * (first - second) for n, (first, second) in values.items()}
+    better = {n: sign * (second - first) for n, (first, second) in values.items()}
     differing = sorted(
         (n for n in values if better[n]), key=lambda n: (better[n] < 0, -abs(better[n]), n)
     )

@@ -241,6 +241,7 @@ def _run(
         **environment(),
         "sampler": sampler,
         "reason": reason,
+        "budget": budget.facts(),
         "trials before": done,
         "memory": bench.memory.sentence(),
         "merging": bench.pass_reason,

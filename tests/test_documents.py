@@ -94,7 +94,7 @@ def test_a_resume_writes_what_is_missing_and_leaves_what_is_there(config: Path) 
     assert "cannot be read" in folder.log.read_text()
 
 
-def test_flips_say_what_the_first_gained_and_lost(config: Path) -> None:
+def test_flips_say_what_the_second_gained_and_lost(config: Path) -> None:
     report = read_run(search(config).folder)
     past, dial = number(report, "past"), number(report, "dial")
     found = flips(report.folder, past, dial)
@@ -115,10 +115,10 @@ def test_flips_say_what_the_first_gained_and_lost(config: Path) -> None:
     for place, row in rows.items():
         assert (row.first, row.second) == expected[place]
         assert row.metric == METRICS[row.task]
-        assert row.change == ("gained" if row.first > row.second else "lost")
+        assert row.change == ("gained" if row.second > row.first else "lost")
         for name in ("question", "choices", "expected"):
             assert getattr(row, name) == questions[name][place]
-        right, wrong = row.first_answer, row.second_answer
+        right, wrong = row.second_answer, row.first_answer
         if row.change == "lost":
             right, wrong = wrong, right
         assert right == row.expected != wrong
@@ -167,7 +167,7 @@ def test_less_is_better_and_texts_stay_as_they_are(small: Small, tmp_path: Path)
     found = flips(report, past, base).query("task == 'notes'")
     assert set(found.metric) == {METRIC}
     for row in found.itertuples():
-        assert row.change == ("gained" if row.first < row.second else "lost")
+        assert row.change == ("gained" if row.second < row.first else "lost")
     for _, own in found.groupby("change"):
         sizes = (own["first"] - own["second"]).abs().tolist()
         assert sizes == sorted(sizes, reverse=True)

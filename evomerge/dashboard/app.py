@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import io
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class _Site:
         self._start_optuna = start_optuna
         self._templates = templates()
         self._importance: dict[str, tuple[int, Figure | None]] = {}
+        self._computing = threading.Lock()
 
     def runs(self, request: Request) -> Response:
         return self._page("runs.html", request, **pages.runs_page(self._runs))
@@ -133,18 +135,17 @@ class _Site:
             if found is None:
                 return Response(status_code=204)
             return _figure(found, request, run.name)
-        figures = galleries.run_figures(snapshot, quick=True)
+        figures = galleries.run_figures(snapshot)
         return _figure(galleries.named(figures, name), request, run.name)
 
     def _importance_of(self, run: Run, snapshot: Snapshot) -> Figure | None:
         """Kept until a tenth more trials are there."""
-        known = self._importance.get(run.name)
-        if known is None or snapshot.trials > 1.1 * known[0]:
-            known = self._importance[run.name] = (
-                snapshot.trials,
-                galleries.importance_of(snapshot),
-            )
-        return known[1]
+        with self._computing:
+            known = self._importance.get(run.name)
+            if known is None or snapshot.trials > 1.1 * known[0]:
+                figure = galleries.importance_of(snapshot)
+                known = self._importance[run.name] = (snapshot.trials, figure)
+            return known[1]
 
     def trial(self, request: Request) -> Response:
         chosen = self._chosen(request)

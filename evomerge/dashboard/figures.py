@@ -226,7 +226,7 @@ def holdout(snapshot: Snapshot) -> Figure | None:
     rows.sort(key=lambda row: row[3])
     unit = UNIT_NAMES[objective.unit]
     table = pd.DataFrame(rows, columns=["trial", "name", "kind", unit, "standard error"])
-    winner = snapshot.winner()
+    winner = snapshot.winner
     best = None if winner is None else winner.number
     data = [
         {

@@ -1,5 +1,6 @@
 """Which figures a page has, by their names in addresses."""
 
+from functools import lru_cache
 from urllib.parse import quote
 
 from evomerge.dashboard import figures
@@ -9,16 +10,15 @@ from evomerge.dashboard.importance import LEAST, importances
 from evomerge.dashboard.snapshot import Snapshot
 
 
-def run_figures(snapshot: Snapshot, *, quick: bool = False) -> list[Figure]:
-    """Those of a run. quick: without those that take seconds in a large run."""
+@lru_cache(maxsize=16)
+def run_figures(snapshot: Snapshot) -> list[Figure]:
+    """Those of a run, without that of importance, which takes seconds in a large one."""
     found: list[Figure | None] = [
         figures.front(snapshot),
         figures.scores(snapshot),
         figures.holdout(snapshot),
         figures.time_spent(snapshot),
     ]
-    if not quick:
-        found.append(importance_of(snapshot))
     return [figure for figure in found if figure is not None]
 
 
@@ -42,7 +42,7 @@ def varying(depth: Depth) -> list[str]:
 
 def winner_figures(snapshot: Snapshot) -> list[Figure]:
     """Those of the recipe that won, or is ahead."""
-    winner = snapshot.winner()
+    winner = snapshot.winner
     if winner is None:
         return []
     return trial_figures(depth_of(snapshot.index.full(winner.number).recipe))

@@ -11,7 +11,7 @@ from optuna.trial import create_trial
 
 from evomerge.dashboard.snapshot import Snapshot
 
-MOST = 1000
+MOST = 400
 """Trials that are looked at: the best half of these, and as many others, evenly chosen."""
 LEAST = 20
 

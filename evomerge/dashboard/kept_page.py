@@ -62,16 +62,21 @@ def html(run: Run, snapshot: Snapshot) -> str:
             made=pages.now(),
             style=Markup((_STATIC / "app.css").read_text(encoding="utf-8")),
             scripts=[Markup(_script(name)) for name in ("echarts.min.js", "app.js")],
-            figures=[_inside(f, run.name) for f in galleries.run_figures(snapshot)],
+            figures=[_inside(f, run.name) for f in _figures(snapshot)],
             winner_figures=[_inside(f, run.name) for f in galleries.winner_figures(snapshot)],
             **_content(run, snapshot),
         )
     )
 
 
+def _figures(snapshot: Snapshot) -> list[Figure]:
+    importance = galleries.importance_of(snapshot)
+    return [*galleries.run_figures(snapshot), *([] if importance is None else [importance])]
+
+
 def _content(run: Run, snapshot: Snapshot) -> dict[str, Any]:
     """What both forms tell."""
-    winner = snapshot.winner()
+    winner = snapshot.winner
     beside: list[Any] = []
     held: list[dict[str, Any]] = []
     yaml = None

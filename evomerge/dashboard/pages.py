@@ -57,7 +57,7 @@ class Asked:
 
     def filtered(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows that are asked for, in the order asked for."""
-        keep = pd.Series(True, index=frame.index)
+        keep = frame["state"] != "waiting"
         if self.state:
             keep &= frame["state"] == self.state
         if self.method:
@@ -145,7 +145,7 @@ def _run_row(run: Run) -> dict[str, Any]:
         row["state"] = "unreadable" if run.problem else "being read" if run.read < 1 else "begins"
         return row
     report = snapshot.report
-    winner, best = snapshot.winner(), snapshot.best_baseline
+    winner, best = snapshot.winner, snapshot.best_baseline
     return {
         **row,
         "state": report.state(),
@@ -184,10 +184,8 @@ def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
     page = min(asked.page, last)
     shown = table.iloc[(page - 1) * PAGE : page * PAGE]
     failures = [r for r in report.records if r.failure]
-    found = galleries.run_figures(snapshot, quick=True)
-    if snapshot.winner() is not None:
-        winner = snapshot.winner()
-        assert winner is not None
+    found = galleries.run_figures(snapshot)
+    if (winner := snapshot.winner) is not None:
         address = f"/run/{quote(run.name)}/trial/{winner.number}"
         own = galleries.winner_figures(snapshot)
     else:
@@ -203,7 +201,7 @@ def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
         "notes": report.scale_notes,
         "guidance": report.guidance,
         "figures": [(f, f"/run/{quote(run.name)}/figures/{f.name}") for f in found],
-        "winner": snapshot.winner(),
+        "winner": snapshot.winner,
         "winner_figures": [(f, f"{address}/figures/{f.name}") for f in own],
         "importance": f"/run/{quote(run.name)}/figures/importance",
         "asked": asked,
@@ -217,7 +215,7 @@ def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
         "last": last,
         "failures": failures[-20:][::-1],
         "failure_count": len(failures),
-        "best_two": [record.number for record in report.ranked[:2]],
+        "best_two": [record.number for record in snapshot.ranked[:2]],
     }
 
 
@@ -229,7 +227,7 @@ def facts(run: Run, snapshot: Snapshot) -> list[tuple[str, str]]:
     found = [
         ("state", report.state()),
         ("trials", states + (f" (pruned: {pruned})" if pruned else "")),
-        ("best", _value_text(snapshot, snapshot.winner())),
+        ("best", _value_text(snapshot, snapshot.winner)),
         ("best baseline", _value_text(snapshot, snapshot.best_baseline)),
         ("objective", f"{report.goal.kind}: {report.goal.reason}"),
     ]
@@ -348,7 +346,7 @@ def _trial_facts(chosen: Chosen) -> list[tuple[str, str]]:
 
 def beside_of(chosen: Chosen) -> list[TrialRecord]:
     """The trial, base and sources, and the winner: each once."""
-    winner = chosen.snapshot.winner()
+    winner = chosen.snapshot.winner
     found = [chosen.record, *_plain(chosen.snapshot, chosen.record)]
     if winner is not None and winner.number not in {each.number for each in found}:
         found.append(winner)
@@ -402,9 +400,7 @@ def held_rows(snapshot: Snapshot, beside: Sequence[TrialRecord]) -> list[dict[st
 def _suggested(snapshot: Snapshot, record: TrialRecord) -> list[TrialRecord]:
     """Trials that one would compare it with: baselines, and the best."""
     plain = [r for r in snapshot.report.records if r.baseline is not None and r.value is not None]
-    found = {
-        r.number: r for r in (*snapshot.report.ranked[:8], *plain) if r.number != record.number
-    }
+    found = {r.number: r for r in (*snapshot.ranked[:8], *plain) if r.number != record.number}
     return list(found.values())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import optuna
 import uvicorn
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
@@ -33,6 +34,7 @@ def serve(
     host: an address; other than loopback, a token is asked for. storage: URL of the study of a
     single run. announce: told where the pages are. UserError where the port is taken.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     local = is_loopback(host)
     token = None if local else new_token()
     runs = Runs(roots, storage)
@@ -44,6 +46,7 @@ def serve(
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.bind((host, port))
+        place.listen()  # who asks early waits
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be used ({error}); give another --port") from error
     shown = f"[{host}]" if ":" in host else host

@@ -21,7 +21,7 @@ from evomerge.searching.study import HISTORY, OBJECTIVE, TASKS
 _LATEST = 50  # trials that the present pace is told from
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """A run at one moment."""
 
@@ -106,14 +106,18 @@ class Snapshot:
             rows[f"task {task}"] = 100 * self.column(task)
         return pd.DataFrame(rows, index=pd.RangeIndex(len(records), name="number"))
 
+    @cached_property
+    def ranked(self) -> list[TrialRecord]:
+        """As the report ranks them."""
+        return self.report.ranked
+
+    @cached_property
     def winner(self) -> TrialRecord | None:
         """The verdict's, else the knee of a front, else the best so far."""
         report = self.report
         if report.verdict is not None:
-            return report.by_number[report.verdict.winner]
-        if report.goal.several:
-            return report.knee
-        return next(iter(report.ranked), None)
+            return report.records[report.verdict.winner]
+        return report.knee if report.goal.several else next(iter(self.ranked), None)
 
     @cached_property
     def best_baseline(self) -> TrialRecord | None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import nn
-
-from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.questions import Question
 from evomerge.scoring.scorecard import DocumentScores, Scorecard
+
+if TYPE_CHECKING:  # what only reads runs need not load torch
+    from torch import nn
+
+    from evomerge.scoring.gradient import SmoothTerms
 
 Documents = Mapping[str, Sequence[int]]
 """Task -> numbers of its documents, in any order."""
@@ -58,14 +60,16 @@ class Scorer(Protocol):
         """The name of its smooth metric; None where it has none."""
         ...
 
-    def start(self, model: nn.Module, kinds: AbstractSet[Kind] = KINDS) -> Scoring:
+    def start(self, model: "nn.Module", kinds: AbstractSet[Kind] = KINDS) -> Scoring:
         """Begins to score the weights that `model` holds now.
 
         Equal weights and equal documents give equal scores, whatever was scored before.
         """
         ...
 
-    def smooth_terms(self, model: nn.Module, documents: Documents, *, tokens: int) -> SmoothTerms:
+    def smooth_terms(
+        self, model: "nn.Module", documents: Documents, *, tokens: int
+    ) -> "SmoothTerms":
         """The smooth scores of documents with the graph of how they come from the weights that
         `model` holds now; documents without a reference are left out. tokens: in a pass, rows
         times columns.
@@ -77,7 +81,7 @@ class Scorer(Protocol):
 
 def score_blocks(
     scorer: Scorer,
-    model: nn.Module,
+    model: "nn.Module",
     blocks: Sequence[Documents],
     *,
     kinds: AbstractSet[Kind] = KINDS,

@@ -100,6 +100,11 @@ class Budget:
             or (self.deadline is not None and datetime.now() >= self.deadline)
         )
 
+    def facts(self) -> dict[str, Any]:
+        """As a study keeps it."""
+        deadline = None if self.deadline is None else self.deadline.isoformat(timespec="seconds")
+        return {"trials": self.trials, "documents": self.documents, "deadline": deadline}
+
     def full_trials(self, documents: int) -> int | None:
         """Trials of so many documents each that it allows, time aside; None: any number."""
         limits = [] if self.trials is None else [self.trials]
