@@ -102,10 +102,10 @@ def _trials(progress: Progress) -> RenderableType:
 
 
 def _rows(rows: list[tuple[str, str]]) -> Table:
-    """Names and what there is to say of each, a line each."""
-    grid = Table.grid(padding=(0, 1))
+    """Names and what there is to say of each."""
+    grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(style="dim", no_wrap=True, min_width=8)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(ratio=1)
     for name, words in rows:
         grid.add_row(name, Text(words))
     return grid

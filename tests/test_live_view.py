@@ -70,6 +70,8 @@ def test_the_panel_tells_how_the_search_is(report: RunReport, width: int) -> Non
     assert baseline is not None
     assert f"│ best     {report.goal.text(best.value, best.metrics)[:12]}" in text
     assert "│ baseline " in text
+    said = " ".join(line.strip("│ ") for line in lines)
+    assert f"({best.name}) baseline" in said  # broken between words, not cut off
     assert [record.number for record in progress.recent] == list(range(10, 16))
     for record in progress.recent:
         line = next(line for line in lines if line.startswith(f"│ {record.name[:7]}"))
