@@ -25,6 +25,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from evomerge.dashboard import galleries, pages
+from evomerge.dashboard.compare import Chosen
+from evomerge.dashboard.depth import depth_of
 from evomerge.dashboard.figures import Figure
 from evomerge.dashboard.runs import Run, Runs
 from evomerge.dashboard.snapshot import Snapshot
@@ -168,7 +170,7 @@ class _Site:
 
     def trial_figure(self, request: Request) -> Response:
         chosen = self._chosen(request)
-        figures = galleries.trial_figures(pages.depth_of(chosen.record.recipe))
+        figures = galleries.trial_figures(depth_of(chosen.record.recipe))
         name = f"{chosen.run.name}-trial-{chosen.record.number}"
         return _figure(galleries.named(figures, request.path_params["name"]), request, name)
 
@@ -187,7 +189,7 @@ class _Site:
         figures = self._compare_figures(self._compared(request))
         return _figure(galleries.named(figures, request.path_params["name"]), request, "compare")
 
-    def _compare_figures(self, chosen: list[pages.Chosen]) -> list[Figure]:
+    def _compare_figures(self, chosen: list[Chosen]) -> list[Figure]:
         """Those of the last comparison are kept: a page asks for them one by one."""
         key = tuple((each.key, each.snapshot.revision) for each in chosen)
         if self._compare_kept[0] != key:
@@ -247,11 +249,11 @@ class _Site:
         run = self._run(request)
         return run, pages.ready(run)
 
-    def _chosen(self, request: Request) -> pages.Chosen:
+    def _chosen(self, request: Request) -> Chosen:
         name = request.path_params["run"]
         return pages.choose(self._runs, [str(request.path_params["number"])], name)[0]
 
-    def _compared(self, request: Request) -> list[pages.Chosen]:
+    def _compared(self, request: Request) -> list[Chosen]:
         words = [w for w in request.query_params.get("trials", "").split(",") if w.strip()]
         words += request.query_params.getlist("trial")
         return pages.choose(self._runs, words, request.path_params.get("run"))

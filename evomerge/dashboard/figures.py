@@ -346,7 +346,7 @@ def coefficients(depth: Depth, parameter: str) -> Figure:
 
 
 def differences(first: Depth, second: Depth, parameter: str, title: str, name: str) -> Figure:
-    """One parameter of a second recipe minus that of a first one, where both merge by one method."""
+    """One parameter of a second recipe minus that of a first, where both merge by one method."""
     tables = [d.cells[d.cells["parameter"] == parameter] for d in (first, second)]
     keys = ["place", "source", "method"]
     if any(table.duplicated(keys).any() for table in tables):

@@ -8,7 +8,7 @@ line, told apart by its operation code.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -106,6 +106,7 @@ class JournalIndex:
             if place is not None:
                 attributes[name] = _attributes(self._line(place))[name]
         record = read_trial(_frozen(number, entry, attributes))
+        record = replace(record, parameters=self._parameters_of(number))
         later = self._later.get(number)
         return record if later is None else with_later(record, later)
 

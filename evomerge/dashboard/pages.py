@@ -21,8 +21,6 @@ from evomerge.searching.objective import UNIT_NAMES, amount
 from evomerge.searching.record import TrialRecord
 from evomerge.searching.run_folder import Side
 
-__all__ = ["Chosen", "depth_of"]
-
 PAGE = 50
 """Rows of the leaderboard at a time."""
 FLIPPED = 100

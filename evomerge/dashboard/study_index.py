@@ -86,7 +86,5 @@ class StudyIndex:
 
     def parameters(self, numbers: list[int] | None = None) -> dict[int, dict[str, Any]]:
         """See `Index`."""
-        study = find_study(self._storage)
-        trials = [] if study is None else study.get_trials(deepcopy=False)
-        wanted = range(len(trials)) if numbers is None else numbers
-        return {number: dict(trials[number].params) for number in wanted if trials[number].params}
+        wanted = self._records if numbers is None else [self._records[n] for n in numbers]
+        return {record.number: dict(record.parameters) for record in wanted if record.parameters}
