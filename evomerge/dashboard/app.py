@@ -50,6 +50,7 @@ def templates() -> Environment:
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -97,6 +98,7 @@ def make_app(
             UserError: site.refused,
             KeyError: site.missing,
             HTTPException: site.failed,
+            Exception: site.broken,
         },
     )
 
@@ -228,6 +230,10 @@ class _Site:
     def failed(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return self._error(request, error.status_code, error.detail)
+
+    def broken(self, request: Request, error: Exception) -> Response:
+        """An error of the program's: its traceback is on the terminal, for starlette raises it."""
+        return self._error(request, 500, f"{type(error).__name__}: {error}")
 
     def login(self, request: Request, wrong: bool) -> Response:
         return self._page("login.html", request, 401, title="Token", wrong=wrong)

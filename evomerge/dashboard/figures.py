@@ -52,7 +52,7 @@ def scores(snapshot: Snapshot) -> Figure:
         "trial": {"itemStyle": {"color": BLUE}, "symbolSize": 6},
         "baseline": {"itemStyle": {"color": ORANGE}, "symbolSize": 8, "symbol": "diamond"},
         "pruned (estimate)": {"itemStyle": {"color": GREY}, "symbolSize": 5, "symbol": "triangle"},
-        "gradient step (estimate)": {
+        "gradient step (on a part)": {
             "itemStyle": {"color": PURPLE},
             "symbolSize": 5,
             "symbol": "rect",
@@ -90,6 +90,17 @@ def scores(snapshot: Snapshot) -> Figure:
         }
     )
     shown = [factor * r.value for r in _lines(snapshot) if r.value is not None]
+    winner = snapshot.winner
+    if winner is not None and winner.value is not None:
+        series.append(
+            {
+                "type": "scatter",
+                "name": "winner" if report.verdict is not None else "best so far, as ranked",
+                "symbolSize": 16,
+                "itemStyle": {"color": "transparent", "borderColor": RED, "borderWidth": 2},
+                "data": [[winner.number, factor * winner.value, winner.name]],
+            }
+        )
     low, hidden = _floor([row[3] for row in rows], shown[:1]) if rows else (None, 0)
     note = f"; {hidden} lie below the figure" if hidden else ""
     summary = f"{len(table)} trials over their number, in {unit}{note}. "
@@ -122,7 +133,7 @@ def scores(snapshot: Snapshot) -> Figure:
 
 def _kind(record: TrialRecord, snapshot: Snapshot) -> str:
     if record.state == "step":
-        return "gradient step (estimate)"
+        return "gradient step (on a part)"
     if record.value is None:
         return "pruned (estimate)"
     if not record.feasible:
@@ -239,29 +250,30 @@ def holdout(snapshot: Snapshot) -> Figure | None:
     table = pd.DataFrame(rows, columns=["trial", "name", "kind", unit, "standard error"])
     winner = snapshot.winner
     best = None if winner is None else winner.number
-    data = [
+    kinds = {"winner": GREEN, "candidate": BLUE, "baseline": ORANGE}
+    series = [
         {
-            "value": round(row[3], 1),
-            "itemStyle": {
-                "color": GREEN if row[0] == best else BLUE if row[2] != "baseline" else ORANGE
-            },
-            "trial": row[0],
+            "type": "bar",
+            "name": kind,
+            "stack": "all",
+            "itemStyle": {"color": colour},
+            "label": {"show": True, "position": "right"},
+            "data": [
+                {"value": round(row[3], 1), "error": round(row[4], 1), "trial": row[0]}
+                if kind == ("winner" if row[0] == best else row[2])
+                else None
+                for row in rows
+            ],
         }
-        for row in rows
+        for kind, colour in kinds.items()
     ]
     option = {
         **_base(tooltip="bar"),
-        "grid": {"left": 8, "right": 48, "top": 8, "bottom": 40, "containLabel": True},
+        "legend": {"bottom": 0},
+        "grid": {"left": 8, "right": 48, "top": 8, "bottom": 64, "containLabel": True},
         "xAxis": {"type": "value", "name": unit, **_MIDDLE},
         "yAxis": {"type": "category", "data": [row[1] for row in rows]},
-        "series": [
-            {
-                "type": "bar",
-                "name": unit,
-                "data": data,
-                "label": {"show": True, "position": "right"},
-            }
-        ],
+        "series": series,
     }
     top = rows[-1]
     return Figure(
@@ -270,7 +282,7 @@ def holdout(snapshot: Snapshot) -> Figure | None:
         summary=f"{len(rows)} models; {top[1]} is ahead with {top[3]:.1f} {unit}.",
         option=option,
         table=table.iloc[::-1].reset_index(drop=True),
-        height=60 + _ROW * len(rows),
+        height=90 + _ROW * len(rows),
     )
 
 

@@ -49,6 +49,8 @@ class Asked:
         if not page.isdecimal() or not 0 < int(page) < 10**6:
             raise UserError(f"page={page}: expected a number from 1")
         order = query.get("order", "down")
+        if words["state"] and words["state"] not in STATES:
+            raise UserError(f"state={words['state']}: expected one of {', '.join(STATES)}")
         if order not in ("up", "down"):
             raise UserError(f"order={order}: expected up or down")
         return Asked(**words, sort=query.get("sort", "rank"), order=order, page=int(page))
@@ -66,9 +68,9 @@ class Asked:
             keep &= frame["kept"]
         found = frame[keep]
         if self.sort == "rank":
-            by = [found["kept"], found["value"].notna(), found["points"], found["value"]]
-            keys = pd.concat([*by, found["estimate"]], axis=1).set_axis(list("abcde"), axis=1)
-            ordered = keys.sort_values(list("abcde"), ascending=False, kind="stable")
+            keys = found[["rank", "value", "estimate"]]
+            ways = [True, False, False]
+            ordered = keys.sort_values(["rank", "value", "estimate"], ascending=ways, kind="stable")
             return found.loc[ordered.index if self.order == "down" else ordered.index[::-1]]
         if self.sort not in frame:
             raise UserError(
@@ -91,17 +93,20 @@ def ready(run: Run) -> Snapshot:
 
 
 def choose(runs: Runs, words: Sequence[str], default: str | None) -> list[Chosen]:
-    """`12`, of the default run, or `run/12`; UserError for anything else."""
+    """`12` or a baseline's name, of the default run, or `run/12`; UserError for anything else."""
     found: dict[tuple[str, int], Chosen] = {}
     for word in words:
-        name, slash, number = word.strip().rpartition("/")
+        name, slash, trial = word.strip().rpartition("/")
         name = name if slash else default or ""
-        if not name or not number.isdecimal():
-            raise UserError(f"{word!r} is no trial; expected a number, or run/number")
+        if not name:
+            raise UserError(f"{word!r}: of which run? Expected run/number")
         run = runs[name]
         snapshot = ready(run)
-        record = snapshot.index.full(int(number))
-        found[name, int(number)] = Chosen(run=run, snapshot=snapshot, record=record)
+        number = int(trial) if trial.isdecimal() else snapshot.named(trial)
+        if number is None:
+            raise UserError(f"{word!r} is no trial; expected a number or a baseline's name")
+        record = snapshot.index.full(number)
+        found[name, number] = Chosen(run=run, snapshot=snapshot, record=record)
     return list(found.values())
 
 
@@ -213,8 +218,39 @@ def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
         "last": last,
         "failures": failures[-20:][::-1],
         "failure_count": len(failures),
-        "best_two": [record.number for record in snapshot.ranked[:2]],
+        "counts": [(s, report.counts()[s]) for s in STATES if s in report.counts()],
+        "rivals": _rivals(snapshot),
+        "by_task": [] if report.verdict is None else list(report.verdict.tasks.items()),
+        "opponent": _opponent(snapshot),
     }
+
+
+def _opponent(snapshot: Snapshot) -> TrialRecord | None:
+    """The baseline that the verdict compares the winner with."""
+    verdict = snapshot.report.verdict
+    if verdict is None or verdict.opponent == verdict.winner:
+        return None
+    return snapshot.report.records[verdict.opponent]
+
+
+def _rivals(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """Comparisons that one would want, as (words, query)."""
+    winner, opponent = snapshot.winner, _opponent(snapshot)
+    if winner is None:
+        return []
+    found = []
+    if opponent is not None:
+        trials = f"?trials={opponent.number},{winner.number}&side=holdout"
+        found.append((f"{winner.name} beside {opponent.name} on the holdout", trials))
+    others = [record for record in snapshot.ranked[:2] if record.number != winner.number]
+    if others:
+        found.append(
+            (
+                f"{winner.name} beside {others[0].name}",
+                f"?trials={others[0].number},{winner.number}",
+            )
+        )
+    return found
 
 
 def facts(run: Run, snapshot: Snapshot) -> list[tuple[str, str]]:
@@ -314,6 +350,10 @@ def _trial_facts(chosen: Chosen) -> list[tuple[str, str]]:
     record, snapshot = chosen.record, chosen.snapshot
     goal = snapshot.report.goal
     found = [("state", record.state)]
+    winner = snapshot.winner
+    if winner is not None and winner.number == record.number:
+        place = "best so far" if snapshot.report.verdict is None else "winner"
+        found = [("state", f"{record.state}; the {place}")]
     if record.value is not None:
         found.append(("score", goal.text(record.value, record.metrics, digits=2)))
     if record.estimate is not None:

@@ -94,7 +94,7 @@ class OptunaDashboards:
         self._lock = threading.Lock()
 
     def start(self, run: Run) -> str:
-        """The address of its first page; UserError where others than this machine could ask, for
+        """The address of the study's page; UserError where others than this machine could ask, for
         optuna-dashboard has no token."""
         if not self._local:
             raise UserError(
@@ -104,7 +104,8 @@ class OptunaDashboards:
         with self._lock:
             if run.name not in self._servers:
                 self._servers[run.name] = self._serve(run)
-            return f"http://{self._host}:{self._servers[run.name].server_port}/"
+            port = self._servers[run.name].server_port
+            return f"http://{self._host}:{port}/dashboard/studies/0"
 
     def stop(self) -> None:
         """Ends all of them."""

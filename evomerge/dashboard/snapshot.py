@@ -90,6 +90,7 @@ class Snapshot:
         records = self.report.records
         rows: dict[str, Any] = {
             "trial": [record.number for record in records],
+            "rank": self._ranks,
             "name": [record.name for record in records],
             "state": [record.state for record in records],
             "methods": [" ".join(self.index.methods(record.number)) for record in records],
@@ -118,6 +119,18 @@ class Snapshot:
         if report.verdict is not None:
             return report.records[report.verdict.winner]
         return report.knee if report.goal.several else next(iter(self.ranked), None)
+
+    @cached_property
+    def _ranks(self) -> Vector:
+        """[trials]: 1 for the best; NaN for those that are not ranked."""
+        found = np.full(self.trials, np.nan)
+        found[[record.number for record in self.ranked]] = np.arange(1, len(self.ranked) + 1)
+        return found
+
+    def named(self, name: str) -> int | None:
+        """The number of the baseline of that name; None where there is none."""
+        own = (record.number for record in self.report.records if record.baseline == name)
+        return next(own, None)
 
     @cached_property
     def best_baseline(self) -> TrialRecord | None:

@@ -143,7 +143,9 @@ MISTAKES: list[tuple[Callable[[], Recipe], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "message"), MISTAKES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("make", "message"), MISTAKES, ids=[message[:30] for _, message in MISTAKES]
+)
 def test_mistakes_are_raised_by_the_plan(
     models: Models, make: Callable[[], Recipe], message: str
 ) -> None:

@@ -11,13 +11,19 @@ const plain = (text) => {
 const figureOf = (value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
 
 const tooltips = {
-  point: (p) => `${plain(p.data[2] ?? `trial ${p.data[0]}`)}<br>${plain(p.seriesName)}: ${figureOf(p.data[1])}`,
+  point: (p, option) => {
+    const name = plain(p.data[2] ?? `trial ${p.data[0]}`);
+    return `${name}<br>${plain(p.seriesName)}: ${figureOf(p.data[1])} ${plain(option.yAxis.name)}`;
+  },
   front: (p) => `${plain(p.data[2])}<br>${figureOf(p.data[0])}, ${figureOf(p.data[1])}`,
-  bar: (p) => `${plain(p.name)}<br>${plain(p.seriesName)}: ${figureOf(p.value)}`,
+  bar: (p, option) => {
+    const error = p.data && p.data.error ? ` ± ${figureOf(p.data.error)}` : "";
+    return `${plain(p.name)}<br>${plain(p.seriesName)}: ${figureOf(p.value)}${error} ${plain(option.xAxis.name)}`;
+  },
   cell: (p, option) => {
     const [x, y, value, method] = p.data;
     const name = `${plain(option.yAxis.data[y])}, ${plain(option.xAxis.name)} ${plain(option.xAxis.data[x])}`;
-    return `${name}<br>${plain(method)}${value === method ? "" : `: ${figureOf(value)}`}`;
+    return `${name}<br>${plain(method)}${option.visualMap.pieces ? "" : `: ${figureOf(value)}`}`;
   },
 };
 
