@@ -83,12 +83,14 @@ def make_app(
             Route("/run/{run}/figures/{name}.{kind}", site.run_figure),
             Route("/run/{run}/trial/{number:int}", site.trial),
             Route("/run/{run}/trial/{number:int}/recipe.yaml", site.recipe),
+            Route("/run/{run}/trial/{number:int}/scores.csv", site.scores_csv),
             Route("/run/{run}/trial/{number:int}/figures/{name}.{kind}", site.trial_figure),
             Route("/run/{run}/trial/{number:int}/documents.csv", site.documents_csv),
             Route("/run/{run}/compare", site.compare),
             Route("/run/{run}/optuna", site.optuna),
             Route("/compare", site.compare),
             Route("/compare.csv", site.compare_csv),
+            Route("/recipes.csv", site.recipes_csv),
             Route("/compare/figures/{name}.{kind}", site.compare_figure),
             Route("/events", site.events),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
@@ -166,6 +168,11 @@ class _Site:
         table = pages.flipped(other, chosen, pages.side_of(query), query.get("task"))
         return _csv(table, f"{chosen.run.name}-documents-{chosen.record.number}")
 
+    def scores_csv(self, request: Request) -> Response:
+        chosen = self._chosen(request)
+        name = f"{chosen.run.name}-scores-{chosen.record.number}"
+        return _csv(pages.scores_table(chosen), name)
+
     def recipe(self, request: Request) -> Response:
         text = self._chosen(request).record.recipe.to_yaml()
         return Response(text, media_type="text/yaml; charset=utf-8")
@@ -186,6 +193,9 @@ class _Site:
         chosen = self._compared(request)
         side = pages.side_of(request.query_params)
         return _csv(pages.compare_table(chosen, side), "compare")
+
+    def recipes_csv(self, request: Request) -> Response:
+        return _csv(pages.recipes_table(self._compared(request)), "recipes")
 
     def compare_figure(self, request: Request) -> Response:
         figures = self._compare_figures(self._compared(request))

@@ -134,7 +134,7 @@ def _run_row(run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": run.name,
         "state": "",
-        "trials": 0,
+        "trials": "",
         "best": "",
         "baseline": "",
         "verdict": "",
@@ -152,7 +152,7 @@ def _run_row(run: Run) -> dict[str, Any]:
     return {
         **row,
         "state": report.state(),
-        "trials": sum(count for state, count in report.counts().items() if state in STATES[:4]),
+        "trials": snapshot.done(),
         "best": _value_text(snapshot, winner),
         "baseline": _value_text(snapshot, best),
         "verdict": verdict_lines(snapshot)[0] if verdict_lines(snapshot) else "",
@@ -491,6 +491,37 @@ def _own_score(chosen: Chosen, task: str, side: Side) -> tuple[float, float]:
         for f in ("value", "standard_error")
     )
     return 100 * value, 100 * error
+
+
+def scores_table(chosen: Chosen) -> pd.DataFrame:
+    """One row per task, trial and side: what the trial's page shows."""
+    snapshot = chosen.snapshot
+    beside = beside_of(chosen)
+    sides = {"search": _task_rows(snapshot, beside), "holdout": held_rows(snapshot, beside)}
+    return pd.DataFrame(
+        [
+            {
+                "side": side,
+                "task": row["task"],
+                "metric": row["metric"],
+                "trial": record.number,
+                "name": record.name,
+                "percent": cell[0],
+                "standard error": cell[1],
+            }
+            for side, rows in sides.items()
+            for row in rows
+            for record, cell in zip(beside, row["cells"], strict=True)
+        ]
+    )
+
+
+def recipes_table(chosen: Sequence[Chosen]) -> pd.DataFrame:
+    """The recipes aligned, one column per trial."""
+    _refuse_count(chosen)
+    columns = ["value", *(each.key for each in chosen), "differs"]
+    rows = [[name, *values, differ] for name, values, differ in recipe_rows(chosen)]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def compare_table(chosen: Sequence[Chosen], side: Side) -> pd.DataFrame:

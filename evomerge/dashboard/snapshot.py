@@ -105,6 +105,7 @@ class Snapshot:
         }
         for task in self.tasks:
             rows[f"task {task}"] = 100 * self.column(task)
+            rows[f"error {task}"] = 100 * self.column(task, "standard_error")
         return pd.DataFrame(rows, index=pd.RangeIndex(len(records), name="number"))
 
     @cached_property
@@ -154,6 +155,12 @@ class Snapshot:
         """Of the latest start: trials, documents, deadline (ISO), where there are such limits."""
         found: Mapping[str, Any] = self.index.attributes.get(HISTORY, [{}])[-1].get("budget", {})
         return found
+
+    def done(self) -> str:
+        """`57`, or `57 of 220` where the budget counts trials."""
+        count = sum(record.state in _DONE for record in self.report.records)
+        limit = self.budget().get("trials")
+        return f"{count} of {limit}" if limit and self.report.running else str(count)
 
     def remaining(self) -> timedelta | None:
         """Time until the budget is spent, at the present pace; None where it cannot be told."""

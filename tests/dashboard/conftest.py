@@ -56,8 +56,9 @@ def write_config(folder: Path, name: str, trials: int = TRIALS) -> Path:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds `runs/night`, a finished search."""
+    """Holds `runs/night` and the short `runs/other`, finished searches on the same documents."""
     path = tmp_path_factory.mktemp("dashboard")
+    search(write_config(path, "other", trials=4))
     search(write_config(path, "night"))
     return path
 

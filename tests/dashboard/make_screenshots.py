@@ -2,7 +2,7 @@
 
     python -m tests.dashboard.make_screenshots RUN OUT
 
-RUN: the run folder of the quickstart; OUT: a folder for runs.png, run.png, ...
+RUN: the run folder of the quickstart, as pages shall name it; OUT: a folder for runs.png, ...
 """
 
 import shutil
@@ -20,21 +20,21 @@ _COLOURS = 128  # of a picture; few, so that it stays small
 
 def main() -> None:
     """Serves the folder that the run lies in, and takes the pictures."""
-    run, out = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    run, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
     report = read_run(run)
     assert report.verdict is not None, "expected a finished run"
     winner, rival = report.verdict.winner, report.verdict.opponent
-    other = report.ranked[1].number
     trial = f"/run/{run.name}/trial/{winner}"
+    compare = f"/run/{run.name}/compare?trials"
     places = {
         "runs": ("/", 1200, 300, "light"),
-        "run": (f"/run/{run.name}", 1200, 1250, "light"),
+        "run": (f"/run/{run.name}", 1200, 1400, "light"),
         "leaderboard": (f"/run/{run.name}?state=complete#board", 1200, 620, "light"),
         "trial": (trial, 1200, 1000, "light"),
         "documents": (f"{trial}?against={rival}&task=past#documents", 1200, 800, "light"),
         "compare": (
-            f"/run/{run.name}/compare?trials={rival},{winner},{other}",
+            f"{compare}={rival},{winner}&side=holdout",
             1200,
             1150,
             "light",

@@ -28,6 +28,8 @@ PLACES = [
     "/run/night/trial/1?against=2&side=holdout&task=%3Ci%3Epast%3C/i%3E",
     "/run/night/compare?trials=1,2,night/0",
     "/compare?trials=night/0,night/1&side=holdout",
+    "/compare?trials=night/dial,other/past",
+    "/run/night/trial/1?against=other/past&task=capital",
 ]
 TABLES = [
     "/runs.csv",
@@ -35,6 +37,9 @@ TABLES = [
     "/run/night/figures/scores.csv",
     "/run/night/trial/1/documents.csv?against=2&task=%3Ci%3Epast%3C/i%3E",
     "/compare.csv?trials=night/0,night/1",
+    "/compare.csv?trials=night/dial,other/past",
+    "/recipes.csv?trials=night/0,night/25",
+    "/run/night/trial/1/scores.csv",
 ]
 
 
