@@ -24,10 +24,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from evomerge.dashboard import galleries, pages
+from evomerge.dashboard import compare_page, galleries, run_pages, trial_page
+from evomerge.dashboard.asked import Asked, choose, ready, side_of
+from evomerge.dashboard.cells import FILTERS
 from evomerge.dashboard.compare import Chosen
 from evomerge.dashboard.depth import depth_of
-from evomerge.dashboard.figures import Figure
+from evomerge.dashboard.figure import Figure
 from evomerge.dashboard.runs import Run, Runs
 from evomerge.dashboard.snapshot import Snapshot
 from evomerge.errors import UserError
@@ -54,7 +56,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= pages.FILTERS
+    environment.filters |= FILTERS
     return environment
 
 
@@ -117,21 +119,21 @@ class _Site:
         self._compare_kept: tuple[Any, list[Figure]] = (), []
 
     def runs(self, request: Request) -> Response:
-        return self._page("runs.html", request, **pages.runs_page(self._runs))
+        return self._page("runs.html", request, **run_pages.runs_page(self._runs))
 
     def runs_csv(self, request: Request) -> Response:
-        return _csv(pages.runs_table(self._runs), "runs")
+        return _csv(run_pages.runs_table(self._runs), "runs")
 
     def run(self, request: Request) -> Response:
         run = self._run(request)
         if run.snapshot is None:
             return self._page("waiting.html", request, run=run, title=run.name)
-        asked = pages.Asked.of(request.query_params)
-        return self._page("run.html", request, **pages.run_page(run, run.snapshot, asked))
+        asked = Asked.of(request.query_params)
+        return self._page("run.html", request, **run_pages.run_page(run, run.snapshot, asked))
 
     def trials_csv(self, request: Request) -> Response:
         run, snapshot = self._snapshot(request)
-        asked = pages.Asked.of(request.query_params)
+        asked = Asked.of(request.query_params)
         return _csv(asked.filtered(snapshot.frame), f"{run.name}-trials")
 
     def run_figure(self, request: Request) -> Response:
@@ -158,20 +160,20 @@ class _Site:
         chosen = self._chosen(request)
         query = request.query_params
         against = query.get("against")
-        other = None if not against else pages.choose(self._runs, [against], chosen.run.name)[0]
-        return self._page("trial.html", request, **pages.trial_page(chosen, other, query))
+        other = None if not against else choose(self._runs, [against], chosen.run.name)[0]
+        return self._page("trial.html", request, **trial_page.trial_page(chosen, other, query))
 
     def documents_csv(self, request: Request) -> Response:
         chosen = self._chosen(request)
         query = request.query_params
-        other = pages.choose(self._runs, [query["against"]], chosen.run.name)[0]
-        table = pages.flipped(other, chosen, pages.side_of(query), query.get("task"))
+        other = choose(self._runs, [query["against"]], chosen.run.name)[0]
+        table = trial_page.flipped(other, chosen, side_of(query), query.get("task"))
         return _csv(table, f"{chosen.run.name}-documents-{chosen.record.number}")
 
     def scores_csv(self, request: Request) -> Response:
         chosen = self._chosen(request)
         name = f"{chosen.run.name}-scores-{chosen.record.number}"
-        return _csv(pages.scores_table(chosen), name)
+        return _csv(trial_page.scores_table(chosen), name)
 
     def recipe(self, request: Request) -> Response:
         text = self._chosen(request).record.recipe.to_yaml()
@@ -185,17 +187,17 @@ class _Site:
 
     def compare(self, request: Request) -> Response:
         chosen = self._compared(request)
-        side = pages.side_of(request.query_params)
-        content = pages.compare_page(chosen, side, self._compare_figures(chosen))
+        side = side_of(request.query_params)
+        content = compare_page.compare_page(chosen, side, self._compare_figures(chosen))
         return self._page("compare.html", request, **content)
 
     def compare_csv(self, request: Request) -> Response:
         chosen = self._compared(request)
-        side = pages.side_of(request.query_params)
-        return _csv(pages.compare_table(chosen, side), "compare")
+        side = side_of(request.query_params)
+        return _csv(compare_page.compare_table(chosen, side), "compare")
 
     def recipes_csv(self, request: Request) -> Response:
-        return _csv(pages.recipes_table(self._compared(request)), "recipes")
+        return _csv(compare_page.recipes_table(self._compared(request)), "recipes")
 
     def compare_figure(self, request: Request) -> Response:
         figures = self._compare_figures(self._compared(request))
@@ -205,7 +207,7 @@ class _Site:
         """Those of the last comparison are kept: a page asks for them one by one."""
         key = tuple((each.key, each.snapshot.revision) for each in chosen)
         if self._compare_kept[0] != key:
-            self._compare_kept = key, pages.compare_figures(chosen)
+            self._compare_kept = key, compare_page.compare_figures(chosen)
         return self._compare_kept[1]
 
     def optuna(self, request: Request) -> Response:
@@ -263,16 +265,16 @@ class _Site:
 
     def _snapshot(self, request: Request) -> tuple[Run, Snapshot]:
         run = self._run(request)
-        return run, pages.ready(run)
+        return run, ready(run)
 
     def _chosen(self, request: Request) -> Chosen:
         name = request.path_params["run"]
-        return pages.choose(self._runs, [str(request.path_params["number"])], name)[0]
+        return choose(self._runs, [str(request.path_params["number"])], name)[0]
 
     def _compared(self, request: Request) -> list[Chosen]:
         words = [w for w in request.query_params.get("trials", "").split(",") if w.strip()]
         words += request.query_params.getlist("trial")
-        return pages.choose(self._runs, words, request.path_params.get("run"))
+        return choose(self._runs, words, request.path_params.get("run"))
 
 
 class _TokenGate:

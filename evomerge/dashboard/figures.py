@@ -1,47 +1,30 @@
-"""Figures, as ECharts' options: plain data that a page draws, and the table behind each.
-
-What JSON cannot say, a drawing page adds by name (`app.js`): tooltips, and links of points.
-"""
+"""Figures of a run: scores, front, holdout, importance of parameters, time."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from evomerge.dashboard.depth import Depth
+from evomerge.dashboard.figure import (
+    BLUE,
+    CATEGORIES,
+    GREEN,
+    GREY,
+    MIDDLE,
+    ORANGE,
+    PURPLE,
+    RED,
+    ROW,
+    Figure,
+    base_option,
+)
 from evomerge.dashboard.snapshot import Snapshot
 from evomerge.searching.finalists import score_warnings
 from evomerge.searching.front import knee_of, pareto_front
 from evomerge.searching.objective import UNIT_NAMES
 from evomerge.searching.record import TrialRecord
-
-# Okabe and Ito's colours, which colour-blind people tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
-    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#8c8c8c"),
-)
-_CATEGORIES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY)
-_SEQUENTIAL = ("#fff7bc", "#fec44f", "#d95f0e", "#7f0000")
-_DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b")
-_ROW = 22  # pixels of a heatmap's row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One figure."""
-
-    name: str
-    """Part of its address and of file names."""
-    title: str
-    summary: str
-    """What it shows, for those who do not see it."""
-    option: Mapping[str, Any]
-    table: pd.DataFrame
-    """What is drawn."""
-    height: int = 360
-    """Pixels."""
 
 
 def scores(snapshot: Snapshot) -> Figure:
@@ -107,7 +90,7 @@ def scores(snapshot: Snapshot) -> Figure:
     if best:
         summary += f"The best reached {best[-1]:.3g} at trial {kept[int(np.argmax(best))].number}."
     option = {
-        **_base(tooltip="point"),
+        **base_option(tooltip="point"),
         "legend": {"type": "scroll", "bottom": 0},
         "grid": {"left": 64, "right": 24, "top": 24, "bottom": 72},
         "xAxis": {"type": "value", "name": "trial", "nameLocation": "middle", "nameGap": 26},
@@ -212,10 +195,10 @@ def front(snapshot: Snapshot) -> Figure | None:
         },
     ]
     option = {
-        **_base(tooltip="front"),
+        **base_option(tooltip="front"),
         "legend": {"bottom": 0},
         "grid": {"left": 64, "right": 24, "top": 24, "bottom": 72},
-        "xAxis": {"type": "value", "name": f"{names[0]}, {unit}", "scale": True, **_MIDDLE},
+        "xAxis": {"type": "value", "name": f"{names[0]}, {unit}", "scale": True, **MIDDLE},
         "yAxis": {"type": "value", "name": f"{names[1]}, {unit}", "scale": True},
         "series": series,
     }
@@ -268,10 +251,10 @@ def holdout(snapshot: Snapshot) -> Figure | None:
         for kind, colour in kinds.items()
     ]
     option = {
-        **_base(tooltip="bar"),
+        **base_option(tooltip="bar"),
         "legend": {"bottom": 0},
         "grid": {"left": 8, "right": 48, "top": 8, "bottom": 64, "containLabel": True},
-        "xAxis": {"type": "value", "name": unit, **_MIDDLE},
+        "xAxis": {"type": "value", "name": unit, **MIDDLE},
         "yAxis": {"type": "category", "data": [row[1] for row in rows]},
         "series": series,
     }
@@ -282,7 +265,7 @@ def holdout(snapshot: Snapshot) -> Figure | None:
         summary=f"{len(rows)} models; {top[1]} is ahead with {top[3]:.1f} {unit}.",
         option=option,
         table=table.iloc[::-1].reset_index(drop=True),
-        height=90 + _ROW * len(rows),
+        height=90 + ROW * len(rows),
     )
 
 
@@ -290,9 +273,9 @@ def importance(shares: Mapping[str, float], trials: int) -> Figure:
     """Which parameters tell good trials from others. shares: as `importance.py` computes them."""
     rows = sorted(shares.items(), key=lambda row: row[1])[-25:]
     option = {
-        **_base(tooltip="bar"),
+        **base_option(tooltip="bar"),
         "grid": {"left": 8, "right": 48, "top": 8, "bottom": 40, "containLabel": True},
-        "xAxis": {"type": "value", "name": "share of importance, %", **_MIDDLE},
+        "xAxis": {"type": "value", "name": "share of importance, %", **MIDDLE},
         "yAxis": {"type": "category", "data": [name for name, _ in rows]},
         "series": [
             {
@@ -310,7 +293,7 @@ def importance(shares: Mapping[str, float], trials: int) -> Figure:
         summary=f"Importance by PED-ANOVA over {trials} trials scored in full; first come {top}.",
         option=option,
         table=pd.DataFrame(rows[::-1], columns=["parameter", "share"]),
-        height=60 + _ROW * len(rows),
+        height=60 + ROW * len(rows),
     )
 
 
@@ -324,10 +307,10 @@ def time_spent(snapshot: Snapshot) -> Figure:
     rows = [(phase, seconds / 60, middle[phase]) for phase, seconds in totals.items()]
     table = pd.DataFrame(rows, columns=["phase", "minutes in all", "median seconds per trial"])
     option = {
-        **_base(tooltip="bar"),
+        **base_option(tooltip="bar"),
         "legend": {"bottom": 0},
         "grid": {"left": 8, "right": 24, "top": 8, "bottom": 64, "containLabel": True},
-        "xAxis": {"type": "value", "name": "minutes", **_MIDDLE},
+        "xAxis": {"type": "value", "name": "minutes", **MIDDLE},
         "yAxis": {"type": "category", "data": ["all trials"]},
         "series": [
             {
@@ -337,7 +320,7 @@ def time_spent(snapshot: Snapshot) -> Figure:
                 "itemStyle": {"color": colour},
                 "data": [round(minutes, 3)],
             }
-            for (phase, minutes, _), colour in zip(rows, _CATEGORIES, strict=False)
+            for (phase, minutes, _), colour in zip(rows, CATEGORIES, strict=False)
         ],
     }
     words = ", ".join(f"{phase} {minutes:.1f} min" for phase, minutes, _ in rows)
@@ -349,134 +332,3 @@ def time_spent(snapshot: Snapshot) -> Figure:
         table=table,
         height=170,
     )
-
-
-def coefficients(depth: Depth, parameter: str) -> Figure:
-    """One parameter of a recipe as a heatmap: sources (and parts) over depth."""
-    own = depth.cells[depth.cells["parameter"] == parameter]
-    return _heatmap(own, depth.places, "value", f"coefficients-{parameter}", parameter, _SEQUENTIAL)
-
-
-def differences(first: Depth, second: Depth, parameter: str, title: str, name: str) -> Figure:
-    """One parameter of a second recipe minus that of a first, where both merge by one method."""
-    tables = [d.cells[d.cells["parameter"] == parameter] for d in (first, second)]
-    keys = ["place", "source", "method"]
-    if any(table.duplicated(keys).any() for table in tables):
-        keys.append("part")
-    both = tables[0].merge(tables[1], on=keys, suffixes=("_first", "_second"))
-    if "part" not in keys:
-        both["part"] = both["part_second"]
-    both["difference"] = both["value_second"] - both["value_first"]
-    places = [place for place in second.places if place in set(both["place"])]
-    return _heatmap(both, places, "difference", name, title, _DIVERGING, centred=True)
-
-
-def methods(depth: Depth) -> Figure:
-    """Which method merges which layer and part, by colour."""
-    own = depth.cells.drop_duplicates(["place", "part"])
-    names = list(dict.fromkeys(own["method"]))
-    parts = list(dict.fromkeys(own["part"]))
-    rows = zip(own["place"].tolist(), own["part"].tolist(), own["method"].tolist(), strict=True)
-    data = [
-        [depth.places.index(place), parts.index(part), names.index(method), method]
-        for place, part, method in rows
-    ]
-    option = {
-        **_base(tooltip="cell"),
-        "grid": {"left": 8, "right": 16, "top": 8, "bottom": 76, "containLabel": True},
-        "xAxis": {"type": "category", "data": depth.places, "name": "layer", **_MIDDLE},
-        "yAxis": {"type": "category", "data": parts},
-        "visualMap": {
-            "type": "piecewise",
-            "orient": "horizontal",
-            "bottom": 0,
-            "left": "center",
-            "dimension": 2,
-            "pieces": [
-                {"value": place, "label": name, "color": _CATEGORIES[place % len(_CATEGORIES)]}
-                for place, name in enumerate(names)
-            ],
-        },
-        "series": [{"type": "heatmap", "name": "method", "data": data, "itemStyle": _EDGE}],
-    }
-    return Figure(
-        name="methods",
-        title="Methods",
-        summary=f"{', '.join(names)} over {len(depth.places)} places.",
-        option=option,
-        table=own[["place", "part", "method"]],
-        height=130 + _ROW * len(parts),
-    )
-
-
-def _heatmap(
-    cells: pd.DataFrame,
-    places: Sequence[str],
-    column: str,
-    name: str,
-    title: str,
-    colours: Sequence[str],
-    *,
-    centred: bool = False,
-) -> Figure:
-    one_part = not cells.duplicated(["place", "source"]).any()
-    columns = [cells[name].tolist() for name in ("place", "part", "source", column, "method")]
-    found = list(zip(*columns, strict=True))
-    labels = [row[2] if one_part else f"{row[2]} · {row[1]}" for row in found]
-    rows = list(dict.fromkeys(labels))[::-1]
-    x, y = {p: i for i, p in enumerate(places)}, {r: i for i, r in enumerate(rows)}
-    data = [
-        [x[row[0]], y[label], round(row[3], 4), row[4]]
-        for row, label in zip(found, labels, strict=True)
-    ]
-    values: list[float] = [round(row[3], 4) for row in found] or [0.0]
-    reach = max(abs(min(values)), abs(max(values))) or 1.0
-    low, high = (-reach, reach) if centred else (min(0.0, *values), max(values) or 1.0)
-    option = {
-        **_base(tooltip="cell"),
-        "grid": {"left": 8, "right": 16, "top": 8, "bottom": 84, "containLabel": True},
-        "xAxis": {"type": "category", "data": list(places), "name": "layer", **_MIDDLE},
-        "yAxis": {"type": "category", "data": rows},
-        "visualMap": {
-            "min": low,
-            "max": high,
-            "precision": 2,
-            "dimension": 2,
-            "calculable": True,
-            "orient": "horizontal",
-            "bottom": 0,
-            "left": "center",
-            "inRange": {"color": list(colours)},
-        },
-        "series": [
-            {
-                "type": "heatmap",
-                "name": title,
-                "data": data,
-                "itemStyle": _EDGE,
-                "label": {"show": len(data) <= 60, "formatter": "{@[2]}"},
-            }
-        ],
-    }
-    spread = f"from {min(values):.3g} to {max(values):.3g}"
-    return Figure(
-        name=name,
-        title=title,
-        summary=f"{title} of {len(rows)} rows over {len(places)} places, {spread}.",
-        option=option,
-        table=cells[["place", "part", "source", "method", column]],
-        height=150 + _ROW * len(rows),
-    )
-
-
-def _base(*, tooltip: str) -> dict[str, Any]:
-    """What all figures share. tooltip: its name in app.js."""
-    return {
-        "animation": False,
-        "backgroundColor": "transparent",
-        "tooltip": {"named": tooltip, "confine": True},
-    }
-
-
-_MIDDLE = {"nameLocation": "middle", "nameGap": 26}
-_EDGE = {"borderColor": "rgba(128,128,128,0.35)", "borderWidth": 1}

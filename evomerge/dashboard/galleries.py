@@ -3,9 +3,9 @@
 from functools import lru_cache
 from urllib.parse import quote
 
-from evomerge.dashboard import figures
+from evomerge.dashboard import figures, heatmaps
 from evomerge.dashboard.depth import Depth, depth_of
-from evomerge.dashboard.figures import Figure
+from evomerge.dashboard.figure import Figure
 from evomerge.dashboard.importance import LEAST, importances
 from evomerge.dashboard.snapshot import Snapshot
 
@@ -30,8 +30,8 @@ def importance_of(snapshot: Snapshot) -> Figure | None:
 
 def trial_figures(depth: Depth) -> list[Figure]:
     """Those of a recipe: its methods, then each parameter that varies."""
-    own = [figures.coefficients(depth, name) for name in varying(depth)]
-    return [figures.methods(depth), *own]
+    own = [heatmaps.coefficients(depth, name) for name in varying(depth)]
+    return [heatmaps.methods(depth), *own]
 
 
 def varying(depth: Depth) -> list[str]:

@@ -7,13 +7,17 @@ from typing import Any
 import orjson
 from markupsafe import Markup
 
-from evomerge.dashboard import galleries, pages
+from evomerge.dashboard import galleries
 from evomerge.dashboard.app import templates
+from evomerge.dashboard.asked import Asked
+from evomerge.dashboard.cells import now, number
 from evomerge.dashboard.compare import Chosen
 from evomerge.dashboard.depth import depth_of
-from evomerge.dashboard.figures import Figure
+from evomerge.dashboard.figure import Figure
+from evomerge.dashboard.run_pages import facts, verdict_lines
 from evomerge.dashboard.runs import Run
 from evomerge.dashboard.snapshot import Snapshot
+from evomerge.dashboard.trial_page import beside_of, held_rows
 from evomerge.errors import UserError
 from evomerge.files import write_text
 from evomerge.run_picture import draw_run
@@ -59,7 +63,7 @@ def html(run: Run, snapshot: Snapshot) -> str:
         .get_template("report.html")
         .render(
             title=run.name,
-            made=pages.now(),
+            made=now(),
             style=Markup((_STATIC / "app.css").read_text(encoding="utf-8")),
             scripts=[Markup(_script(name)) for name in ("echarts.min.js", "app.js")],
             figures=[_inside(f, run.name) for f in _figures(snapshot)],
@@ -83,13 +87,13 @@ def _content(run: Run, snapshot: Snapshot) -> dict[str, Any]:
     if winner is not None:
         record = snapshot.index.full(winner.number)
         chosen = Chosen(run=run, snapshot=snapshot, record=record)
-        beside = pages.beside_of(chosen)
-        held = pages.held_rows(snapshot, beside)
+        beside = beside_of(chosen)
+        held = held_rows(snapshot, beside)
         yaml = record.recipe.to_yaml()
-    best = pages.Asked().filtered(snapshot.frame)
+    best = Asked().filtered(snapshot.frame)
     return {
-        "facts": pages.facts(run, snapshot),
-        "verdict": pages.verdict_lines(snapshot),
+        "facts": facts(run, snapshot),
+        "verdict": verdict_lines(snapshot),
         "conclusion": None
         if snapshot.report.verdict is None
         else snapshot.report.verdict.conclusion,
@@ -147,7 +151,7 @@ def as_markdown(run: Run, snapshot: Snapshot, picture: str) -> str:
             )
             places = [place for place in depth.places if place in table]
             rows = [
-                [*map(_cell, names), *(pages.number(v, 3) for v in row)]
+                [*map(_cell, names), *(number(v, 3) for v in row)]
                 for names, row in zip(table.index, table[places].to_numpy(), strict=True)
             ]
             lines += [parameter, "", *_table(["source", "part", *places], rows), ""]
@@ -156,7 +160,7 @@ def as_markdown(run: Run, snapshot: Snapshot, picture: str) -> str:
             _cell(row["name"]),
             row["state"],
             _score((row["points"], row["error"])),
-            *(pages.number(row[f"task {task}"]) for task in tasks),
+            *(number(row[f"task {task}"]) for task in tasks),
         ]
         for row in content["best"]
     ]
@@ -176,7 +180,7 @@ def _bold(lines: Sequence[str]) -> list[str]:
 
 
 def _score(cell: tuple[float, float]) -> str:
-    value, error = (pages.number(each) for each in cell)
+    value, error = (number(each) for each in cell)
     return f"{value} ± {error}" if value and error else value
 
 
