@@ -291,7 +291,8 @@ class _TokenGate:
             return
         request = Request(scope, receive)
         given = request.query_params.get("token")
-        if hmac.compare_digest(given or request.cookies.get(_COOKIE, ""), self._token):
+        shown = given or request.cookies.get(_COOKIE, "")
+        if hmac.compare_digest(shown.encode(), self._token.encode()):
             if given is None:
                 await self._app(scope, receive, send)
                 return

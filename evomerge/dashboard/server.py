@@ -17,8 +17,11 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from evomerge.dashboard.app import make_app, new_token
 from evomerge.dashboard.runs import Run, Runs
 from evomerge.errors import UserError
+from evomerge.searching.run_folder import STUDY
 
 log = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
 
 
 def serve(
@@ -38,7 +41,7 @@ def serve(
     local = is_loopback(host)
     token = None if local else new_token()
     runs = Runs(roots, storage)
-    beside = OptunaDashboards(host, local=local)
+    beside = OptunaDashboards(local=local)
     hosts = ["127.0.0.1", "localhost", "[::1]"] if local else ["*"]
     app = make_app(runs, start_optuna=beside.start, token=token, hosts=hosts)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -87,10 +90,11 @@ class ReadOnlyJournal(BaseJournalBackend):
 class OptunaDashboards:
     """optuna-dashboard, started once for each run that asks for it."""
 
-    def __init__(self, host: str, *, local: bool) -> None:
-        self._host = host
+    def __init__(self, *, local: bool) -> None:
+        """local: whether only this machine may ask for the pages."""
         self._local = local
-        self._servers: dict[str, WSGIServer] = {}
+        self._servers: dict[str, tuple[WSGIServer, int]] = {}
+        """Run -> its server, and the number of its study there."""
         self._lock = threading.Lock()
 
     def start(self, run: Run) -> str:
@@ -104,16 +108,16 @@ class OptunaDashboards:
         with self._lock:
             if run.name not in self._servers:
                 self._servers[run.name] = self._serve(run)
-            port = self._servers[run.name].server_port
-            return f"http://{self._host}:{port}/dashboard/studies/0"
+            server, study = self._servers[run.name]
+            return f"http://{_LOOPBACK}:{server.server_port}/dashboard/studies/{study}"
 
     def stop(self) -> None:
         """Ends all of them."""
-        for server in self._servers.values():
+        for server, _ in self._servers.values():
             server.shutdown()
             server.server_close()
 
-    def _serve(self, run: Run) -> WSGIServer:
+    def _serve(self, run: Run) -> tuple[WSGIServer, int]:
         import optuna_dashboard
 
         storage: BaseStorage
@@ -122,10 +126,10 @@ class OptunaDashboards:
         else:
             storage = run.folder.storage_of_run(run.storage)
         app = optuna_dashboard.wsgi(storage)
-        server = make_server(self._host, 0, app, handler_class=_Quiet)
+        server = make_server(_LOOPBACK, 0, app, handler_class=_Quiet)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         log.info("optuna-dashboard of %s at port %d", run.name, server.server_port)
-        return server
+        return server, storage.get_study_id_from_name(STUDY)
 
 
 class _Quiet(WSGIRequestHandler):

@@ -140,7 +140,7 @@ def test_another_address_asks_for_a_token(folder: Path) -> None:
             site = f"http://127.0.0.1:{port}"
             assert status(f"{site}/") == 401
             assert status(f"{site}/run/night") == 401
-            assert status(f"{site}/runs.csv?token=wrong") == 401
+            assert status(f"{site}/runs.csv?token=wr%C3%B6ng") == 401
             token = urllib.parse.parse_qs(address.query)["token"][0]
             assert status(f"{site}/", Cookie=f"evomerge_token={token}") == 200
             opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
