@@ -394,7 +394,7 @@ def report(
     storage: Storage = None,
 ) -> None:
     """Writes one file to keep or to send: verdict, figures and tables of a run."""
-    with _errors():
+    with _errors(), _quiet():
         from evomerge.dashboard.kept_page import write_report
 
         for path in write_report(run, out, markdown=markdown, storage=storage):
