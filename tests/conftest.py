@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evomerge.report import RunReport, read_run
+from evomerge.verbs import search
+
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / "configs" / "quickstart"
 
@@ -40,6 +43,17 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
         yield
+
+
+def small_run(folder: Path, methods: str, trials: int) -> RunReport:
+    """What a small search over layers, run now, reports."""
+    config = folder / "run.yaml"
+    config.write_text(
+        SMALL.format(
+            family=FAMILY, methods=methods, depth="layers", trials=trials, output=folder / "run"
+        )
+    )
+    return read_run(search(config).folder)
 
 
 @pytest.fixture

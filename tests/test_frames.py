@@ -15,7 +15,7 @@ from evomerge.cli import app
 from evomerge.frames import SCORE_COLUMNS
 from evomerge.report import RunReport
 from evomerge.trial_table import Selection, table_of_trials
-from tests.conftest import FAMILY, ROOT, SMALL
+from tests.conftest import ROOT, small_run
 
 Small = Callable[..., Path]
 
@@ -23,17 +23,7 @@ Small = Callable[..., Path]
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
     """Of a search with gradient steps and candidates of two methods."""
-    folder = tmp_path_factory.mktemp("search")
-    (folder / "run.yaml").write_text(
-        SMALL.format(
-            family=FAMILY,
-            methods="task_arithmetic, slerp",
-            depth="layers",
-            trials=40,
-            output=folder / "run",
-        )
-    )
-    return read_run(search(folder / "run.yaml").folder)
+    return small_run(tmp_path_factory.mktemp("search"), "task_arithmetic, slerp", 40)
 
 
 def test_trials_have_errors_times_and_methods(report: RunReport) -> None:

@@ -12,30 +12,19 @@ from rich.console import Console
 from rich.live import Live
 from typer.testing import CliRunner
 
-from evomerge import read_run, search
 from evomerge.cli import app
 from evomerge.live_view import ConsoleHandler, LiveView, shown
 from evomerge.report import RunReport
 from evomerge.searching.loop import Budget
 from evomerge.searching.progress import Progress
 from evomerge.watching import watch
-from tests.conftest import FAMILY, SMALL
+from tests.conftest import small_run
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
     """Of a search with gradient steps."""
-    folder = tmp_path_factory.mktemp("search")
-    (folder / "run.yaml").write_text(
-        SMALL.format(
-            family=FAMILY,
-            methods="task_arithmetic",
-            depth="layers",
-            trials=16,
-            output=folder / "run",
-        )
-    )
-    return read_run(search(folder / "run.yaml").folder)
+    return small_run(tmp_path_factory.mktemp("search"), "task_arithmetic", 16)
 
 
 def progress_of(report: RunReport, budget: Budget) -> Progress:

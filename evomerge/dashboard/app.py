@@ -312,15 +312,7 @@ def new_token() -> str:
 def _figure(figure: Figure, request: Request, name: str) -> Response:
     if request.path_params["kind"] == "csv":
         return _csv(figure.table, f"{name}-{figure.name}")
-    content = {
-        "title": figure.title,
-        "summary": figure.summary,
-        "height": figure.height,
-        "option": figure.option,
-        "file": f"{name}-{figure.name}",
-    }
-    text = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(text, media_type="application/json")
+    return Response(figure.to_json(name), media_type="application/json")
 
 
 def _csv(table: pd.DataFrame, name: str) -> Response:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import pandas as pd
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
@@ -33,6 +34,17 @@ class Figure:
     """What is drawn."""
     height: int = 360
     """Pixels."""
+
+    def to_json(self, file: str) -> bytes:
+        """What a page draws it from. file: the name of saved pictures begins with it."""
+        content = {
+            "title": self.title,
+            "summary": self.summary,
+            "height": self.height,
+            "option": self.option,
+            "file": f"{file}-{self.name}",
+        }
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def base_option(*, tooltip: str) -> dict[str, Any]:

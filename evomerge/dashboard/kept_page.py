@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from markupsafe import Markup
 
 from evomerge.dashboard import galleries
@@ -14,7 +13,7 @@ from evomerge.dashboard.cells import now, number
 from evomerge.dashboard.compare import Chosen
 from evomerge.dashboard.depth import depth_of
 from evomerge.dashboard.figure import Figure
-from evomerge.dashboard.run_pages import facts, verdict_lines
+from evomerge.dashboard.run_pages import told
 from evomerge.dashboard.runs import Run
 from evomerge.dashboard.snapshot import Snapshot
 from evomerge.dashboard.trial_page import beside_of, held_rows
@@ -92,12 +91,7 @@ def _content(run: Run, snapshot: Snapshot) -> dict[str, Any]:
         yaml = record.recipe.to_yaml()
     best = Asked().filtered(snapshot.frame)
     return {
-        "facts": facts(run, snapshot),
-        "verdict": verdict_lines(snapshot),
-        "conclusion": None
-        if snapshot.report.verdict is None
-        else snapshot.report.verdict.conclusion,
-        "plateau": None if snapshot.report.plateau is None else snapshot.report.plateau.sentence(),
+        **told(run, snapshot),
         "winner": winner,
         "beside": beside,
         "held": held,
@@ -114,14 +108,7 @@ def _script(name: str) -> str:
 
 def _inside(figure: Figure, name: str) -> tuple[Figure, Markup]:
     """The figure with its data as JSON that no text in it can break out of."""
-    content = {
-        "title": figure.title,
-        "summary": figure.summary,
-        "height": figure.height,
-        "option": figure.option,
-        "file": f"{name}-{figure.name}",
-    }
-    text = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    text = figure.to_json(name).decode()
     return figure, Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
 
 

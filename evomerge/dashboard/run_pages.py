@@ -52,7 +52,7 @@ def _run_row(run: Run) -> dict[str, Any]:
         "trials": snapshot.done(),
         "best": value_text(snapshot, winner),
         "baseline": value_text(snapshot, best),
-        "verdict": verdict_lines(snapshot)[0] if verdict_lines(snapshot) else "",
+        "verdict": next(iter(verdict_lines(snapshot)), ""),
         "per hour": snapshot.per_hour() if report.running else None,
         "left": snapshot.remaining(),
     }
@@ -76,6 +76,17 @@ def verdict_lines(snapshot: Snapshot) -> list[str]:
     return [*lines, *(f"{names[limit.trial]}: {limit.sentence()}" for limit in report.limits)]
 
 
+def told(run: Run, snapshot: Snapshot) -> dict[str, Any]:
+    """What a run has to say in words: on its page, and in its report."""
+    report = snapshot.report
+    return {
+        "facts": facts(run, snapshot),
+        "verdict": verdict_lines(snapshot),
+        "conclusion": None if report.verdict is None else report.verdict.conclusion,
+        "plateau": None if report.plateau is None else report.plateau.sentence(),
+    }
+
+
 def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
     """One run."""
     report = snapshot.report
@@ -94,12 +105,8 @@ def run_page(run: Run, snapshot: Snapshot, asked: Asked) -> dict[str, Any]:
         "title": run.name,
         "run": run,
         "watched": [run.name],
-        "facts": facts(run, snapshot),
-        "verdict": verdict_lines(snapshot),
-        "conclusion": None if report.verdict is None else report.verdict.conclusion,
-        "plateau": None if report.plateau is None else report.plateau.sentence(),
+        **told(run, snapshot),
         "notes": report.scale_notes,
-        "guidance": report.guidance,
         "figures": [(f, f"/run/{quote(run.name)}/figures/{f.name}") for f in found],
         "winner": snapshot.winner,
         "winner_figures": [(f, f"{address}/figures/{f.name}") for f in own],

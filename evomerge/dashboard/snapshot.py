@@ -15,7 +15,7 @@ from evomerge.dashboard.study_index import Index
 from evomerge.report import RunReport, report_of
 from evomerge.scoring.scorecard import SMOOTH
 from evomerge.searching.objective import Goal
-from evomerge.searching.record import TrialRecord, base_of
+from evomerge.searching.record import DONE, TrialRecord, base_of
 from evomerge.searching.study import HISTORY, OBJECTIVE, TASKS
 
 _LATEST = 50  # trials that the present pace is told from
@@ -158,7 +158,7 @@ class Snapshot:
 
     def done(self) -> str:
         """`57`, or `57 of 220` where the budget counts trials."""
-        count = sum(record.state in _DONE for record in self.report.records)
+        count = sum(record.state in DONE for record in self.report.records)
         limit = self.budget().get("trials")
         return f"{count} of {limit}" if limit and self.report.running else str(count)
 
@@ -166,7 +166,7 @@ class Snapshot:
         """Time until the budget is spent, at the present pace; None where it cannot be told."""
         ends = []
         budget, pace = self.budget(), self.per_hour()
-        done = sum(r.state in _DONE for r in self.report.records)
+        done = sum(r.state in DONE for r in self.report.records)
         spent = sum(record.scored for record in self.report.records)
         if budget.get("trials") and pace:
             ends.append(timedelta(hours=(budget["trials"] - done) / pace))
@@ -176,9 +176,6 @@ class Snapshot:
         if budget.get("deadline"):
             ends.append(datetime.fromisoformat(budget["deadline"]) - datetime.now())
         return max(min(ends), timedelta()) if ends and self.report.running else None
-
-
-_DONE = ("complete", "step", "pruned", "failed")
 
 
 def snapshot_of(folder: Path, index: Index, revision: int) -> Snapshot | None:

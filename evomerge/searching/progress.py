@@ -13,7 +13,7 @@ from evomerge.searching.front import front_of
 from evomerge.searching.loop import Budget
 from evomerge.searching.objective import Goal, amount
 from evomerge.searching.plateau import Plateau
-from evomerge.searching.record import TrialRecord
+from evomerge.searching.record import DONE, TrialRecord
 
 _RECENT = 6
 
@@ -52,7 +52,7 @@ class Progress:
 
     def add(self, record: TrialRecord, *, earlier: bool = False) -> None:
         """Counts a trial; `earlier`: one that another process finished, which tells no speed."""
-        if record.state not in ("complete", "step", "pruned", "failed"):
+        if record.state not in DONE:
             return
         self.done += 1
         self.recent.append(record)

@@ -31,6 +31,10 @@ GUIDE = "guide"  # of a guided trial: steps taken before it, and whether it look
 CARRIED = "carried_from"  # run and number of the trial whose scores were taken over
 
 
+DONE = ("complete", "step", "pruned", "failed")
+"""States of trials that a budget counts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
     """One trial as tables, reports and exports see it."""
