@@ -13,6 +13,9 @@ from optuna.storages._cached_storage import _CachedStorage
 from evomerge.errors import UserError
 from evomerge.searching.patience import is_passing, patiently
 
+PASSWORD = ":***"
+"""What stands for a password where a URL is shown or kept."""
+
 _LOST = ("OperationalError", "InterfaceError")
 """Errors of SQLAlchemy that say that the database cannot be reached, or is busy."""
 
@@ -43,7 +46,7 @@ def without_password(url: str) -> str:
     parts = urlsplit(url)
     if parts.password is None:
         return url
-    return url.replace(f":{parts.password}@", ":***@")
+    return url.replace(f":{parts.password}@", f"{PASSWORD}@")
 
 
 def _proxied(host: str, port: int) -> BaseStorage:
