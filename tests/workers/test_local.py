@@ -54,7 +54,7 @@ def test_workers_share_a_search_and_deaths_lose_nothing(
     workers = of_workers(first)
     first.kill()
     first.wait()
-    wait_for(lambda: not any(map(lives, workers)), seconds=5)
+    wait_for(lambda: not any(map(lives, workers)), seconds=60)
 
     before = {r.number: r for r in read_run(run).records if r.value is not None}
     second = evomerge("search", str(config), "--workers", "2")
