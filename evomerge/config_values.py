@@ -33,8 +33,8 @@ def read_known(names: Any, kind: str) -> Any:
 
     def check(value: Any) -> Any:
         for name in value if isinstance(value, (list, tuple)) else [value]:
-            if name not in names:
-                raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(str(name), names)}")
+            if not isinstance(name, str) or name not in names:
+                raise ValueError(f"unknown {kind} {name!r:.80}; {did_you_mean(str(name), names)}")
         return value
 
     return check
@@ -100,7 +100,7 @@ def read_parts(value: Any) -> Any:
     if value == "separate":
         return tuple((part,) for part in LAYER_PARTS)
     lists = isinstance(value, list) and all(isinstance(group, list) for group in value)
-    if lists and sorted(part for group in value for part in group) == sorted(LAYER_PARTS):
+    if lists and sorted(str(p) for group in value for p in group) == sorted(LAYER_PARTS):
         return tuple(tuple(group) for group in value)
     raise ValueError(
         f"expected together, separate, or a list of lists in which each of "

@@ -21,6 +21,8 @@ from evomerge.checkpoints.vocabulary import (
 from evomerge.errors import UserError, did_you_mean
 from evomerge.recipe import BASE, UNION
 
+_SAID = 1000  # characters of what another library says
+
 log = logging.getLogger(__name__)
 
 FILES = (
@@ -51,11 +53,15 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # the tokenizers library raises bare Exceptions for bad files
+    except BaseException as error:  # the tokenizers library raises bare ones, its panics above all
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
-            f"{folder}: transformers cannot load its tokenizer: {type(error).__name__}: {error}"
+            f"{folder}: transformers cannot load its tokenizer: {type(error).__name__}: "
+            f"{str(error)[:_SAID]}; expected the tokenizer files of the model that it was "
+            "fine-tuned from"
         ) from error
     return tokenizer
 

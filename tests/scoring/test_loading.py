@@ -55,7 +55,7 @@ def test_folder_that_is_not_there(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_task_file_that_is_not_yaml(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "bad.yaml").write_text("task: [unclosed")
-    with pytest.raises(UserError, match=r"bad.yaml cannot be read as a task"):
+    with pytest.raises(UserError, match=r"bad.yaml: is not YAML"):
         load(tokenizer, name="bad", folder=tmp_path)
 
 
