@@ -176,7 +176,7 @@ def model_path(model: Any, base: str | None) -> str:
 
 def _found(path: str, folder: Path) -> Path:
     beside = folder / path
-    if is_there(beside):
+    if is_there(beside) and (beside.is_dir() or beside.suffix == ".gguf"):
         return beside
     name, _, revision = path.partition("@")
     return locate(name, revision or None)
@@ -211,7 +211,7 @@ def _slices(content: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
     if ("models" in content) == ("slices" in content):
         raise UserError("expected either models or slices")
     if not (content.get("models") or content.get("slices")):
-        raise UserError("models, or slices, is an empty list; expected one model at least")
+        raise UserError("the merge has no models; expected one at least")
     pieces: list[dict[str, Any]] = content.get("slices") or [{"sources": content["models"]}]
     for number, piece in enumerate(pieces):
         if piece.get("residual_weight") is not None:

@@ -116,7 +116,7 @@ class _Genome(TypedDict):
 class _Task(TypedDict):
     name: str
     metric: NotRequired[str | None]
-    weight: NotRequired[Number | None]
+    weight: NotRequired[Number]
 
 
 class _Evolve(TypedDict):

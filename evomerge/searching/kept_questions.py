@@ -89,7 +89,7 @@ def _checked(path: Path) -> pd.DataFrame:
     if not pd.api.types.is_integer_dtype(frame["document"]):
         raise ValueError("the documents have no numbers")
     for name in ("task", "side", "question", "expected"):
-        if not all(each is None or isinstance(each, str) for each in frame[name]):
+        if not all(isinstance(each, str) for each in frame[name].dropna()):
             raise ValueError(f"{name}: expected texts")
     texts = {
         name: frame[name].astype(object).where(frame[name].notna(), None)

@@ -158,7 +158,14 @@ def main() -> None:
 
 def _surroundings(here: Path) -> None:
     """Caches and the like of the process that reads lie in a folder of its own."""
-    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE", "MPLCONFIGDIR", "TMPDIR"):
+    for name in (
+        "XDG_CACHE_HOME",
+        "HF_HOME",
+        "HF_DATASETS_CACHE",
+        "MPLCONFIGDIR",
+        "TMPDIR",
+        "HOME",
+    ):
         folder = here / name.lower()
         folder.mkdir()
         os.environ[name] = str(folder)

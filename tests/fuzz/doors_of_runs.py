@@ -18,6 +18,7 @@ from evomerge.dashboard.app import make_app
 from evomerge.dashboard.runs import Runs
 from evomerge.describe import describe_run
 from evomerge.documents import flips, read_questions
+from evomerge.errors import UserError
 from evomerge.report import read_run
 from evomerge.searching.run_folder import Side
 from tests.fuzz.judging import Files, Link, Pipe
@@ -117,6 +118,13 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+def _ask(site: Site, folder: Path) -> None:
+    """UserError where the page says that it cannot be shown."""
+    status = site.ask((folder / "address").read_bytes())
+    if status >= 400:
+        raise UserError(f"answered with {status}")
+
+
 class Addresses:
     """Paths and queries of the dashboard, over a sound run."""
 
@@ -161,7 +169,7 @@ class Addresses:
         return {"address": spoil_bytes(random, place) if random.random() < 0.3 else place}
 
     def enter(self, folder: Path) -> None:
-        self._site.ask((folder / "address").read_bytes())
+        _ask(self._site, folder)
 
 
 _SHORT = tuple(each for each in SCALARS if isinstance(each, (str, int)) and len(str(each)) < 400)
@@ -250,8 +258,7 @@ class Journals:
         return self._run.with_spoilt_line(random) | _question(random)
 
     def enter(self, folder: Path) -> None:
-        site = Site(folder)
-        site.ask((folder / "address").read_bytes())
+        _ask(Site(folder), folder)
 
 
 def _question(random: Random) -> dict[str, Any]:
