@@ -117,10 +117,11 @@ class Bench:
         return self.early_stopping.sentence(documents)
 
 
-def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
+def prepare(loaded: LoadedConfig, hashes: HashCache, *, workers: int = 1) -> Bench:
     """Opens models and tasks and cuts the space; loads no weights.
 
-    UserError for everything that can be wrong with them.
+    workers: processes of the search on this machine, which share its memory. UserError for
+    everything that can be wrong with models and tasks.
     """
     config = loaded.config
     if config.threads is not None:
@@ -171,8 +172,9 @@ def prepare(loaded: LoadedConfig, hashes: HashCache) -> Bench:
         memory=MemoryPlan(
             model_bytes=sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in slots),
             operand_bytes=models.bytes(),
-            free_bytes=free_bytes(device, spread=config.device == "spread"),
-            host_free_bytes=free_bytes(torch.device("cpu")),
+            free_bytes=free_bytes(device, spread=config.device == "spread")
+            // (workers if device.type == "cpu" else 1),
+            host_free_bytes=free_bytes(torch.device("cpu")) // workers,
             device=str(device),
             spread=config.device == "spread",
             wanted=config.placement,

@@ -21,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+EXIT_OF_WORKER = 64
+"""Of a worker that found a mistake: one that starts workers need not try again (sysexits.h)."""
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False)
 
@@ -165,6 +167,10 @@ def search(
         bool,
         typer.Option("--fork", help="If the configuration has changed, start a run beside."),
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that score candidates; by default one per GPU."),
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Starts a search, or goes on with it; the options replace the file's budget."""
@@ -177,8 +183,51 @@ def search(
         budget = parse_budget(trials=trials, documents=documents, hours=hours, until=until)
         loaded = load_config(config, allow_code=allow_code)
         with shown(_err, str(config)) as on_progress:
-            outcome = run(loaded, budget=budget, fork=fork, on_progress=on_progress)
+            outcome = run(
+                loaded, budget=budget, fork=fork, workers=workers, on_progress=on_progress
+            )
         _out.print(describe_outcome(outcome), markup=False)
+
+
+@app.command(epilog="Example: evomerge worker postgresql+psycopg://me@db/night")
+def worker(
+    run: Annotated[
+        str, typer.Argument(help="The run folder, shared by all workers, or the study's URL.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="This machine's version of the configuration, with its own paths."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Instead of the configuration's: auto, cpu, or cuda:N.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="How the log calls this worker.")] = None,
+    beside: Annotated[
+        int, typer.Option(min=1, help="Workers on this machine, which share its memory.")
+    ] = 1,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="For what this worker keeps, where it shares no run folder."),
+    ] = None,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", hidden=True, help="Die when standard input closes.")
+    ] = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Joins a search that runs here or on another machine, until its budget is spent."""
+    with _errors(EXIT_OF_WORKER), _messages(), _quiet():
+        from evomerge.verbs import Here, work
+
+        here = Here(
+            label=label,
+            device=device,
+            beside=beside,
+            folder=folder,
+            allow_code=allow_code,
+            with_parent=with_parent,
+        )
+        joined = work(run, here, config)
+        _out.print(f"{joined.label}: {joined.trials} trials", markup=False)
 
 
 @app.command(epilog="Example: evomerge status results/quickstart --watch")
@@ -402,13 +451,13 @@ def report(
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """A mistake of the user's is a sentence and exit code 1, not a traceback."""
+def _errors(code: int = 1) -> Iterator[None]:
+    """A mistake of the user's is a sentence and an exit code, not a traceback."""
     try:
         yield
     except EvomergeError as error:
         _err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(code) from None
     except KeyboardInterrupt:
         _err.print("stopped now; the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -430,7 +479,8 @@ def _messages() -> Iterator[None]:
 
 
 _SPOKEN = (
-    "evomerge.verbs",
+    *("evomerge.verbs", "evomerge.session", "evomerge.beginning", "evomerge.working"),
+    *("evomerge.workers.local", "evomerge.workers.joining"),
     "evomerge.going_on",
     "evomerge.searching.finalists",
     "evomerge.methods.compiled",

@@ -179,6 +179,7 @@ class SearchConfig:
     start_from: Annotated[tuple[Path, ...], BeforeValidator(read_list)] = ()
     finalists: Count | None = None
     stop_on_plateau: bool = False
+    trial_minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
     seed: Seed = 0
     dtype: DType | None = None
     vocabulary: str = BASE
@@ -206,11 +207,13 @@ class LoadedConfig:
 
     file: Path
     config: SearchConfig
+    place: Path | None = None
+    """Of a kept copy: the folder of the file that it was copied from."""
 
     @property
     def folder(self) -> Path:
         """Relative paths in the file are relative to this folder."""
-        return self.file.parent
+        return self.place or self.file.parent
 
     def output(self) -> Path:
         """The run folder: `output`, or results/NAME in the working folder."""
@@ -232,20 +235,21 @@ def parse_budget(
     return validate(given, BudgetConfig, name="command line") if given else None
 
 
-def load_config(path: Path | str, *, allow_code: bool = False) -> LoadedConfig:
+def load_config(
+    path: Path | str, *, allow_code: bool = False, place: Path | None = None
+) -> LoadedConfig:
     """Reads and checks a search configuration; loads no model and no task.
 
-    allow_code: as if the file's key of that name were true. Raises UserError that lists every
-    mistake found.
+    allow_code: as if the file's key of that name were true. place: the folder that relative paths
+    start from, where that is not the file's. Raises UserError that lists every mistake found.
     """
     file = Path(path)
     config = read_yaml(file, SearchConfig)
-    problems = [f"{file}: {problem}" for problem in _problems(config, file.parent)]
+    loaded = LoadedConfig(file=file, config=config, place=place)
+    problems = [f"{file}: {problem}" for problem in _problems(config, loaded.folder)]
     if problems:
         raise UserError("\n".join(problems))
-    if allow_code:
-        config = replace(config, allow_code=True)
-    return LoadedConfig(file=file, config=config)
+    return replace(loaded, config=replace(config, allow_code=True)) if allow_code else loaded
 
 
 def _problems(config: SearchConfig, folder: Path) -> list[str]:

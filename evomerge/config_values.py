@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.architectures import LAYER_PARTS
 from evomerge.errors import did_you_mean
 from evomerge.methods import METHODS
-from evomerge.notify import is_url
+from evomerge.notify import KEPT_NOTIFY, is_url
 from evomerge.searching.groups import Blocks, Knots
 from evomerge.searching.space import Range
 
@@ -132,7 +132,7 @@ def range_of(ranges: dict[str, Any], name: str) -> Range | None:
 
 def read_notify(value: Any) -> Any:
     """An http(s) URL, or a command for the shell."""
-    if value is None:
+    if value is None or value == KEPT_NOTIFY:
         return None
     scheme = re.match(r"\s*(\w+)://", value) if isinstance(value, str) else None
     if not isinstance(value, str) or not value.strip() or (scheme and not is_url(value)):

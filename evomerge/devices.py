@@ -1,5 +1,6 @@
 """Which device, and how much memory it has left."""
 
+import os
 from collections.abc import Sequence
 
 import psutil
@@ -26,9 +27,9 @@ def free_bytes(device: torch.device, *, spread: bool = False) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def used_memory(devices: Sequence[torch.device]) -> str:
-    """`cuda:0 31.2 of 79.1 GiB`, whoever uses it; without GPUs what this process has in memory, and
-    what is left."""
+def used_memory(devices: Sequence[torch.device], processes: Sequence[int] = ()) -> str:
+    """`cuda:0 31.2 of 79.1 GiB`, whoever uses it; without GPUs what this process has in memory,
+    and others of these numbers, and what is left."""
     words = []
     for device in devices:
         if device.type == "cuda":
@@ -36,5 +37,13 @@ def used_memory(devices: Sequence[torch.device]) -> str:
             words.append(f"{device} {(total - free) / _GIB:.1f} of {total / _GIB:.1f} GiB")
     if words:
         return ", ".join(words)
-    own = psutil.Process().memory_info().rss
+    own = sum(_resident(process) for process in (os.getpid(), *processes))
     return f"{own / _GIB:.1f} GiB used here, {free_bytes(torch.device('cpu')) / _GIB:.1f} available"
+
+
+def _resident(process: int) -> int:
+    """Bytes that a process has in memory; 0 once it has ended."""
+    try:
+        return int(psutil.Process(process).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0

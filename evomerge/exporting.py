@@ -20,7 +20,6 @@ from evomerge.merging.plan import merged_tensors, plan_merge
 from evomerge.methods.compiled import choose_pass
 from evomerge.model_card import SAMPLES, model_card
 from evomerge.recipe import BASE, Recipe
-from evomerge.scoring.scorecard import read_documents
 from evomerge.searching.front import knee_of, pareto_front
 from evomerge.searching.ranking import rank
 from evomerge.searching.record import TrialRecord, read_trials
@@ -106,7 +105,7 @@ def export(
         records=records,
         attributes=study.user_attrs,
     )
-    scores = read_documents(folder.documents("search", record.number))
+    scores = folder.scores("search", record.number)
     samples = {task: list(of_task.documents) for task, of_task in scores.items()}
     return merge(
         record.recipe,

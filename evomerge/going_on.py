@@ -14,10 +14,10 @@ from evomerge.merging.plan import plan_merge
 from evomerge.recipe import Recipe
 from evomerge.scoring.documents import Split, split_documents
 from evomerge.scoring.scorer import Kind
+from evomerge.searching.attempt import Evaluate
 from evomerge.searching.baselines import baselines, further_baselines
 from evomerge.searching.equal_weights import weights_key
 from evomerge.searching.known_scores import KnownScores, Reusing
-from evomerge.searching.loop import Evaluate
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.space import NotInSpace
 from evomerge.searching.starting import Start, fitted, ranked_trials

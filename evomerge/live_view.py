@@ -58,7 +58,10 @@ class LiveView:
         if progress is None:
             body: RenderableType = "loading"
         else:
-            memory = _rows([("memory", used_memory(progress.devices))])
+            rows = [("memory", used_memory(progress.devices, progress.processes()))]
+            if progress.workers is not None:
+                rows.append(("workers", progress.workers()))
+            memory = _rows(rows)
             hint = Text("Ctrl-C ends after this trial", style="dim", overflow="ellipsis")
             body = Group(_budget(progress), memory, self._trials, hint)
         return Panel(body, title=Text(self._title, overflow="ellipsis"), title_align="left")

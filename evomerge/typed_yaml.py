@@ -72,6 +72,18 @@ def safe_documents(
     return found
 
 
+def with_value(text: str, key: str, value: str) -> str:
+    """The text with another value of one of its first keys; as it is where it has no such key."""
+    for node, _ in safe_documents(text, "text")[:1]:
+        if isinstance(node, yaml.MappingNode):
+            for name, own in node.value:
+                if name.value == key:
+                    start, end = own.start_mark.index, own.end_mark.index
+                    line = "\n" if text[:end].endswith("\n") else ""  # of a text over lines
+                    return f"{text[:start]}{value}{line}{text[end:]}"
+    return text
+
+
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 """What PyYAML lets pass where a value does not fit its tag."""
 _ALIASES = 10_000

@@ -42,6 +42,9 @@ FLOORS = [
         "watching",
         "dashboard",
     },
+    {"session", "run_log"},
+    {"beginning", "working"},
+    {"workers"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__"},
@@ -85,7 +88,7 @@ DOORS = {
     },
     "optuna": {
         *("searching", "dashboard", "verbs.py", "checking.py", "ending.py"),
-        *("going_on.py", "cli.py"),
+        *("going_on.py", "cli.py", "session.py", "workers"),
     },
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
@@ -93,6 +96,9 @@ DOORS = {
     "vllm": {"scoring/vllm_generation.py"},
     "matplotlib": {"run_picture.py", "front_picture.py", "inspection_picture.py"},
     "typer": {"cli.py"},
+    "tenacity": {"searching/patience.py"},
+    "grpc": {"searching/storage.py"},
+    "ray": {"workers"},
 }
 
 

@@ -175,7 +175,7 @@ def test_smooth_trials_generate_no_answers_and_are_told_in_nats(small: Small) ->
     assert " nats (" in lines[-1]
     assert "nats from that" in describe_run(outcome.folder)
     log = RunFolder(outcome.folder).log.read_text()
-    assert "objective smooth: as configured" in log
+    assert "objective: smooth: as configured" in log
 
 
 def test_nothing_is_stopped_early_where_a_metric_is_no_mean(small: Small, tmp_path: Path) -> None:

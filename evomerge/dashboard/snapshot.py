@@ -174,7 +174,10 @@ class Snapshot:
             left = (budget["documents"] - spent) * done / spent
             ends.append(timedelta(hours=left / pace))
         if budget.get("deadline"):
-            ends.append(datetime.fromisoformat(budget["deadline"]) - datetime.now())
+            ends.append(
+                datetime.fromisoformat(budget["deadline"]).astimezone()
+                - datetime.now().astimezone()
+            )
         return max(min(ends), timedelta()) if ends and self.report.running else None
 
 

@@ -15,15 +15,15 @@ from evomerge.scoring.scorecard import (
     from_json,
     joined,
     read_answers,
-    read_documents,
     to_json,
 )
+from evomerge.searching.attempt import Evaluate
 from evomerge.searching.intervals import Gain, Scored, gains_by_task, gains_over_best
-from evomerge.searching.loop import Evaluate
 from evomerge.searching.objective import Goal, Objective
 from evomerge.searching.ranking import choose_finalists, rank
-from evomerge.searching.record import POINTS, TrialRecord, read_trials
+from evomerge.searching.record import FILES, POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.sent_files import packed
 from evomerge.searching.trial_files import write_trial
 from evomerge.searching.verdict import Verdict, verdict_from_json
 
@@ -84,16 +84,18 @@ def score_points(
     number = record.number
     before = Scorecard(
         metrics=(),
-        per_document=read_documents(folder.documents("search", number)),
+        per_document=folder.scores("search", number),
         answered=read_answers(folder.answers("search", number)),
     )
     write_trial(folder, "search", number, joined(before, scorecard))
-    later = {
+    later: dict[str, Any] = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
         "documents": count_documents(scorecard, ["metric"]),
         "seconds": dict(seconds),
     }
+    if folder.fetch is not None:
+        later[FILES] = packed(folder, "search", number)
     study.set_user_attr(name, later)
 
 
@@ -118,10 +120,12 @@ def score_holdout(
         study.set_user_attr(f"{HOLDOUT}:{record.number}", {"failure": str(error)})
         return
     write_trial(folder, "holdout", record.number, scorecard)
-    found = {
+    found: dict[str, Any] = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
     }
+    if folder.fetch is not None:
+        found[FILES] = packed(folder, "holdout", record.number)
     study.set_user_attr(f"{HOLDOUT}:{record.number}", found)
 
 
@@ -169,9 +173,7 @@ def scored_on_holdout(
     for number, rows in holdout_metrics(study.user_attrs).items():
         metrics = objective.found(from_json(rows))
         if metrics is not None:
-            scored[number] = Scored(
-                metrics=metrics, documents=read_documents(folder.documents("holdout", number))
-            )
+            scored[number] = Scored(metrics=metrics, documents=folder.scores("holdout", number))
     return scored
 
 

@@ -29,7 +29,7 @@ from evomerge.methods import METHODS
 from evomerge.methods.derivative import Slopes, smooth_parameters
 from evomerge.recipe import Recipe
 from evomerge.scoring.documents import stratified_blocks
-from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Metric, read_documents
+from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Metric
 from evomerge.scoring.scorer import Documents
 from evomerge.searching.objective import Goal
 from evomerge.searching.record import (
@@ -154,7 +154,7 @@ class Guide:
         if "end" in facts:
             return
         trials = self.study.get_trials(deepcopy=False)
-        if any(trial.state == TrialState.WAITING for trial in trials):
+        if any(_under_way(trial) for trial in trials):
             return
         start = self._start(facts, trials)
         if start is None:
@@ -238,9 +238,7 @@ class Guide:
     def _worse_on_unseen(self, trial: FrozenTrial, best: FrozenTrial) -> bool:
         """Whether it is worse by more than a standard error of the paired differences."""
         _, unseen = self.pace.parts(self.documents)
-        ours, theirs = (
-            read_documents(self.folder.documents("search", each.number)) for each in (trial, best)
-        )
+        ours, theirs = (self.folder.scores("search", each.number) for each in (trial, best))
         value = variance = 0.0
         for task, weight in self.goal.climbed.weights().items():
             places = np.isin(ours[task].documents, unseen[task])
@@ -293,6 +291,12 @@ def _plain(trial: FrozenTrial) -> str | None:
     """Name of the baseline, or of the start with even norms, that the trial is."""
     name: str | None = trial.user_attrs.get(BASELINE, trial.user_attrs.get(START))
     return name
+
+
+def _under_way(trial: FrozenTrial) -> bool:
+    """Whether it has to end before the next guided trial: it waits, or another worker is at it."""
+    due = GUIDE in trial.user_attrs or _plain(trial) is not None
+    return trial.state == TrialState.WAITING or (due and trial.state == TrialState.RUNNING)
 
 
 def _eligible(trial: FrozenTrial) -> bool:

@@ -1,27 +1,42 @@
-"""The study's journal: a file to which a proposal's parameters are written in one piece.
+"""The study's journal: a file that many processes write, and to which a proposal is written in one
+piece.
 
 Optuna writes and syncs every parameter by itself; on a disk that takes a millisecond for each, and
-a space of 200 parameters a quarter of a second per trial.
+a space of 200 parameters a quarter of a second per trial. Its own lock is a file, which a killed
+process leaves behind for others to wait for; here the operating system holds the lock, and drops it
+with the process.
 """
 
+import fcntl
+import json
+import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
+from evomerge.errors import UserError
+from evomerge.searching.patience import patiently
+
+_TAIL = 2**16  # bytes that are read at once in search of the last whole line
+_TRIES, _PAUSE = 5, 0.05  # seconds between looks at an entry that another process may be mending
+
 
 class RunJournal(BaseJournalBackend):
     """Optuna's journal file, in which entries can be written together.
 
-    Entries that wait are numbered as if they stood in the file already, so only one process may
-    write while some wait: the one that holds the run folder's lock. A kill loses those that wait,
-    that is, a proposal of which nothing was scored.
+    Entries that wait are numbered as if they stood in the file already, so the lock is held while
+    some wait, and other processes wait too. A kill loses those that wait: a proposal of which
+    nothing was scored.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = JournalFileBackend(str(path))
         self._waiting: list[dict[str, Any]] | None = None
         self._written = 0
@@ -30,26 +45,83 @@ class RunJournal(BaseJournalBackend):
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         """The entries from this number on, those that wait included."""
         if self._waiting is None:
-            return self._file.read_logs(log_number_from)
+            return self._read(log_number_from)
         if log_number_from < self._written:
-            return chain(self._file.read_logs(log_number_from), self._waiting)
+            return chain(self._read(log_number_from), self._waiting)
         return self._waiting[log_number_from - self._written :]
 
+    def _read(self, number: int) -> Iterator[dict[str, Any]]:
+        """UserError where an entry is damaged, and is not mended soon."""
+        for tries in range(1, _TRIES + 1):
+            try:
+                for entry in self._file.read_logs(number):
+                    yield entry
+                    number += 1
+            except ValueError as error:
+                if tries == _TRIES:
+                    raise UserError(
+                        f"{self._path}: entry {number + 1} is damaged ({error}); restore the file, "
+                        "or give the search another `output`"
+                    ) from error
+                time.sleep(_PAUSE)
+            else:
+                return
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Writes entries, or lets them wait."""
+        """Writes entries, or lets them wait. Where the disk is full, waits until it is not."""
         if self._waiting is None:
-            self._file.append_logs(logs)
+            with _locked(self._path) as file:
+                _write(file, logs)
         else:
             self._waiting.extend(logs)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Entries wait inside, and are written in one piece at the end, also after an error."""
-        self._written += sum(1 for _ in self._file.read_logs(self._written))
-        self._waiting = []
-        try:
-            yield
-        finally:
-            waiting, self._waiting = self._waiting, None
-            if waiting:
-                self._file.append_logs(waiting)
+        """Entries wait inside, and are written in one piece at the end, also after an error. Other
+        processes see all of them or none, and write nothing meanwhile."""
+        with _locked(self._path) as file:
+            self._written += sum(1 for _ in self._read(self._written))
+            self._waiting = []
+            try:
+                yield
+            finally:
+                waiting, self._waiting = self._waiting, None
+                if waiting:
+                    _write(file, waiting)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[FileIO]:
+    """The journal, for this process alone until the block ends."""
+    with FileIO(path, "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _write(file: FileIO, logs: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+    patiently("writing the study's journal", lambda: _append(file, lines))
+
+
+def _append(file: FileIO, content: bytes) -> None:
+    """Puts whole lines at the end, on the disk. What a kill, or a full disk, left half written is
+    cut off first: it would join with the next line, and the journal could not be read any more."""
+    end = _end_of_last_line(file)
+    file.truncate(end)
+    file.seek(end)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+    os.fsync(file.fileno())
+
+
+def _end_of_last_line(file: FileIO) -> int:
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _TAIL)
+        file.seek(start)
+        whole = file.read(end - start).rfind(b"\n")
+        if whole >= 0:
+            return start + whole + 1
+        end = start
+    return 0

@@ -24,12 +24,11 @@ from evomerge.scoring.scorecard import (
     from_json,
     joined,
     read_answers,
-    read_documents,
 )
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
+from evomerge.searching.attempt import Evaluate
 from evomerge.searching.equal_weights import weights_key
 from evomerge.searching.finalists import holdout_answers, holdout_metrics
-from evomerge.searching.loop import Evaluate
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder, Side
 from evomerge.searching.study import IDENTITY, differences, find_study
@@ -128,7 +127,7 @@ class KnownScores:
             return
         per_document = {
             task: scores
-            for task, scores in read_documents(folder.documents(side, record.number)).items()
+            for task, scores in folder.scores(side, record.number).items()
             if task in splits and scores.documents == tuple(sorted(getattr(splits[task], side)))
         }
         if per_document:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.scoring.scorecard import DocumentScores, read_documents
+from evomerge.scoring.scorecard import DocumentScores
 from evomerge.searching.objective import Goal, Objective, Unit, amount
 from evomerge.searching.racing import Difference, Incumbent, difference, refusal
 from evomerge.searching.record import TrialRecord
@@ -124,7 +124,7 @@ class PlateauWatch:
         """What it becomes once base and sources are scored, if values depend on these."""
         self._records = list(records)
         self._read: Read = lru_cache(maxsize=4 * WINDOW)(
-            lambda number: read_documents(folder.documents("search", number))
+            lambda number: folder.scores("search", number)
         )
         self.plateau = read_plateau(stored)
         self._look()

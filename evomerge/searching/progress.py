@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import mean
@@ -46,6 +47,10 @@ class Progress:
     """Name -> the baseline, in the order of their ends."""
     devices: tuple[torch.device, ...] = ()
     """On which candidates are made and scored."""
+    workers: Callable[[], str] | None = None
+    """Tells how the workers of this machine are; None: this process is the only one."""
+    processes: Callable[[], Sequence[int]] = tuple
+    """Their process numbers."""
     _here: int = 0
     _documents_here: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -128,6 +133,8 @@ class Progress:
         if self.plateau is not None:
             words.append(self.plateau.short())
         words += self.pace_words()
+        if self.workers is not None:
+            words.append(self.workers())
         return " · ".join(words)
 
     def count_words(self) -> list[str]:

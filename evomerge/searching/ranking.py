@@ -5,7 +5,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from evomerge.scoring.scorecard import read_documents
 from evomerge.searching.front import eligible, pareto_front, rank_fronts
 from evomerge.searching.intervals import Scored, estimate, tabulate
 from evomerge.searching.objective import Goal
@@ -79,9 +78,7 @@ def _scored_on_search(record: TrialRecord, goal: Goal, folder: RunFolder) -> Sco
     metrics = goal.judged.found(record.metrics)
     if metrics is None:
         return None
-    return Scored(
-        metrics=metrics, documents=read_documents(folder.documents("search", record.number))
-    )
+    return Scored(metrics=metrics, documents=folder.scores("search", record.number))
 
 
 def _may_be_best(scored: Scored, best: Scored, goal: Goal) -> bool:

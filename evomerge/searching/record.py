@@ -21,11 +21,13 @@ START = "start"  # name of the start that the trial is, where it is not a baseli
 RECIPE = "recipe"  # Recipe.to_mapping()
 IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
-WORKER = "worker"  # host, pid, time of start
+WORKER = "worker"  # host, pid, time of start, and name of the worker
 RESULT = "result"  # value or estimate, metrics, answers, documents, seconds; or why it failed
 SCORED = "scored"  # state of a trial whose value waits for the scores of base and sources
 SLOPES = "slopes"  # in a result: parameter -> slope of the smooth objective
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one takes up again
+DEATHS = "deaths"  # how many workers died while on this candidate and the search went on
+FILES = "files"  # of a study in a database: the trial's files, as `sent_files` packs them
 POINTS = "points"  # prefix of study attributes: `points:12` has what was scored later of trial 12
 GUIDE = "guide"  # of a guided trial: steps taken before it, and whether it looks at all documents
 CARRIED = "carried_from"  # run and number of the trial whose scores were taken over
@@ -85,7 +87,11 @@ class TrialRecord:
     failure: str | None
     started: datetime | None
     host: str | None
+    worker: str | None
+    """Name of the worker that ran it."""
     retry_of: int | None
+    same_as: int | None = None
+    """Number of the trial of the same weights whose scores it took over."""
 
     @property
     def recipe(self) -> Recipe:
@@ -110,9 +116,10 @@ class TrialRecord:
         return self.baseline or f"trial {self.number}"
 
 
-def worker_stamp() -> dict[str, Any]:
-    """Who works on a trial, since when."""
+def worker_stamp(worker: str) -> dict[str, Any]:
+    """Who works on a trial, since when; worker: a name that no other one has."""
     return {
+        "worker": worker,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -156,7 +163,9 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         failure=result.get("failure"),
         started=datetime.fromisoformat(worker["started"]) if worker else None,
         host=worker.get("host"),
+        worker=worker.get("worker"),
         retry_of=attributes.get(RETRY_OF),
+        same_as=result.get("same_as"),
     )
 
 

@@ -19,7 +19,7 @@ import optuna
 
 from evomerge.errors import UserError, did_you_mean
 from evomerge.recipe import BASE
-from evomerge.scoring.scorecard import from_json, read_documents
+from evomerge.scoring.scorecard import from_json
 from evomerge.searching.constraints import Constraint, LimitKind
 from evomerge.searching.intervals import Scored, is_mean
 from evomerge.searching.objective import Goal, Normalise, Objective, Scale
@@ -162,7 +162,7 @@ def _facts(
         scored = {
             name: Scored(
                 metrics=objective.found(from_json(result["metrics"])) or {},
-                documents=read_documents(folder.documents("search", number)),
+                documents=folder.scores("search", number),
             )
             for name, (number, result) in found.items()
         }

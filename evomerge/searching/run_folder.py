@@ -8,26 +8,30 @@ search/00012.npz    scores per document of trial 12 on the search documents
 search/00012.answers.json.gz    what it answered to them; only where anything was answered
 holdout/00012.npz   the same on the holdout documents, for finalists and baselines
 statistics/         what was computed of the sources' tensors, once
-lock                held by the process that searches; names its pid and host
+lock                held by the process that leads the search; names its pid and host
+workers/            a file for each process that works on the run, held locked while it lives
 """
 
 import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
 
-import optuna
 from optuna.storages import BaseStorage, JournalStorage
 
 from evomerge.errors import UserError
+from evomerge.scoring.scorecard import DocumentScores, read_documents
 from evomerge.searching.journal import RunJournal
+from evomerge.searching.storage import storage_of
 
 Side = Literal["search", "holdout"]
 STUDY = "evomerge"
 _JOURNAL = "study.journal"
+_LOCK = "lock"
 _TRIES, _PAUSE = 10, 0.02  # seconds between tries for the lock
 
 
@@ -43,6 +47,8 @@ class RunFolder:
         self.questions = path / "documents.parquet"
         self._lock: IO[str] | None = None
         self._journal: RunJournal | None = None
+        self.fetch: Callable[[Side, int], None] | None = None
+        """Brings the files of a trial here; None: all are here."""
 
     def documents(self, side: Side, trial: int) -> Path:
         """Where a trial's scores per document lie."""
@@ -52,30 +58,53 @@ class RunFolder:
         """Where what a trial answered lies, if there was anything."""
         return self.path / side / f"{trial:05}.answers.json.gz"
 
-    def open_for_writing(self) -> None:
-        """Makes the folder, locks it for this process, and mends a journal that a kill tore.
+    def scores(self, side: Side, trial: int) -> dict[str, DocumentScores]:
+        """A trial's scores per document; fetched first, where another machine's worker has them."""
+        path = self.documents(side, trial)
+        if self.fetch is not None and not path.exists():
+            self.fetch(side, trial)
+        return read_documents(path)
 
-        The operating system drops the lock with the process, however it ends. UserError if the
-        folder cannot be written, or another process holds the lock.
-        """
+    def make(self) -> None:
+        """Makes the folder; UserError if it cannot be written."""
         try:
             for side in ("search", "holdout"):
                 (self.path / side).mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("a+", encoding="utf-8")
+            (self.path / _LOCK).touch()
         except OSError as error:
             raise UserError(f"{self.path}: the run folder cannot be written: {error}") from error
-        if not _lock(self._lock):
-            self._lock.seek(0)
-            owner = self._lock.read().strip()
-            self.close()
+
+    def lead(self) -> bool:
+        """Whether this process leads the run: the lock is its own, or is now.
+
+        The operating system drops the lock with the process, however it ends.
+        """
+        if self._lock is None:
+            file = (self.path / _LOCK).open("a+", encoding="utf-8")
+            if not lock(file):
+                file.close()
+                return False
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            self._lock = file
+        return True
+
+    @property
+    def leading(self) -> bool:
+        """Whether this process leads the run."""
+        return self._lock is not None
+
+    def open_for_writing(self) -> None:
+        """Makes the folder and leads; UserError where another process does, with its pid and
+        host."""
+        self.make()
+        if not self.lead():
+            owner = (self.path / _LOCK).read_text(encoding="utf-8").strip()
             raise UserError(
-                f"{self.path}: another search is running here ({owner}); "
-                "wait for it, or give this one another `output`"
+                f"{self.path}: another search is running here ({owner}); wait for it, join it with "
+                f"`evomerge worker {self.path}`, or give this one another `output`"
             )
-        self._lock.truncate(0)
-        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
-        mend_journal(self.journal)
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -84,15 +113,8 @@ class RunFolder:
             self._lock = None
 
     def locked(self) -> bool:
-        """Whether a process searches here now."""
-        try:
-            with (self.path / "lock").open("r", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
-        return False
+        """Whether a process leads here now."""
+        return is_locked(self.path / _LOCK)
 
     def storage_of_run(self, url: str | None) -> BaseStorage:
         """As `storage`, for reading: UserError where the folder holds no run."""
@@ -105,7 +127,7 @@ class RunFolder:
     def storage(self, url: str | None) -> BaseStorage:
         """The study's storage: the journal in this folder, or any that Optuna's URL names."""
         if url is not None:
-            return optuna.storages.get_storage(url)
+            return storage_of(url)
         self._journal = RunJournal(self.journal)
         return JournalStorage(self._journal)
 
@@ -115,8 +137,9 @@ class RunFolder:
         return nullcontext() if self._journal is None else self._journal.together()
 
 
-def _lock(file: IO[str]) -> bool:
-    """Whether the lock could be had. Readers that look whether it is held have it for a moment."""
+def lock(file: IO[str]) -> bool:
+    """Whether the file's lock could be had, for as long as it is open. Readers that look whether it
+    is held have it for a moment."""
     for _ in range(_TRIES):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,17 +150,13 @@ def _lock(file: IO[str]) -> bool:
     return False
 
 
-def mend_journal(journal: Path) -> None:
-    """Cuts off a last line that a kill left half written, and a lock whose owner is gone.
-
-    Only for the process that holds the run folder's lock: then nobody else writes. A half line
-    would otherwise join with the next one, and Optuna could not read the journal any more.
-    """
-    Path(f"{journal}.lock").unlink(missing_ok=True)
-    if not journal.exists():
-        return
-    with journal.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
+def is_locked(path: Path) -> bool:
+    """Whether a process, this one included, holds the lock of a file, which need not be there."""
+    try:
+        with path.open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -1,12 +1,13 @@
 """The study: made, continued or refused; its baselines; what a kill left behind."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -18,6 +19,7 @@ from evomerge.searching.objective import Goal, Objective, Target
 from evomerge.searching.record import (
     BASELINE,
     CARRIED,
+    DEATHS,
     FINGERPRINT,
     GUIDE,
     IN_SPACE,
@@ -46,6 +48,9 @@ PUBLISHED = "published"
 BATCH_TOKENS = "batch_tokens"
 """Study attribute: tokens in a forward pass, found at the first start or configured."""
 
+CONFIG = "config"
+"""Study attribute: the configuration's text and name, and the folder that its paths start from."""
+
 OBJECTIVE = "objective"
 """Study attribute: task -> its own metric and weight."""
 
@@ -57,6 +62,7 @@ CONSTRAINTS = "constraints"
 
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_MOST_DEATHS = 3
 
 
 def find_study(storage: BaseStorage) -> optuna.Study | None:
@@ -182,39 +188,67 @@ def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
     return values
 
 
-def take_up_interrupted(study: optuna.Study) -> int:
-    """Ends trials that a dead process left running, and puts each back into the queue.
+def take_up_interrupted(
+    study: optuna.Study, alive: Callable[[FrozenTrial], bool], *, all_died: bool = False
+) -> int:
+    """Ends trials that a dead worker left running, and puts each back into the queue.
 
-    A trial whose scores, or end, were recorded before the kill is told them instead. Only for the
-    process that holds the run's lock. Returns how many trials were put back.
+    A trial whose scores, or end, were recorded before the death is told them instead. One on which
+    three workers died fails.
+
+    alive: whether the worker of a running trial lives.
+    all_died: the search begins, so that no candidate is to blame. Returns how many were put back.
     """
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     count = 0
     for trial in trials:
-        if trial.state != TrialState.RUNNING:
+        if trial.state != TrialState.RUNNING or is_untold(trial):
+            continue  # an untold one's value waits for the scores of base and sources
+        if alive(trial):
             continue
-        result = trial.user_attrs.get(RESULT, {})
-        if "value" in result:
-            study.tell(trial.number, result.get("values", result["value"]))
-            continue
-        if is_untold(trial):
-            continue  # its value waits for the scores of base and sources
-        if "estimate" in result:
-            study.tell(trial.number, state=TrialState.PRUNED)
-            continue
-        if RECIPE in trial.user_attrs and trial.number not in retried:
-            _put_back(study, trial)
-            count += 1
-        study.tell(trial.number, state=TrialState.FAIL)
+        with suppress(UpdateFinishedTrialError, ValueError):  # somebody else was faster
+            if not _told(study, trial):
+                fresh = trial.number not in retried
+                count += _interrupted(study, trial, blamed=not all_died, put_back=fresh)
     return count
 
 
-def _put_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    names = (BASELINE, START, RECIPE, GUIDE)
-    kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
-    marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number}
-    study.enqueue_trial(trial.params, user_attrs={**kept, **marks})
+def _told(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Whether its end was recorded; it is told now."""
+    result = trial.user_attrs.get(RESULT, {})
+    if "value" in result:
+        study.tell(trial.number, result.get("values", result["value"]))
+    elif "estimate" in result:
+        study.tell(trial.number, state=TrialState.PRUNED)
+    elif "failure" in result:
+        study.tell(trial.number, state=TrialState.FAIL)
+    else:
+        return False
+    return True
+
+
+def _interrupted(study: optuna.Study, trial: FrozenTrial, *, blamed: bool, put_back: bool) -> bool:
+    """Whether it was put back."""
+    deaths = trial.user_attrs.get(DEATHS, 0) + blamed
+    if deaths >= _MOST_DEATHS:
+        fail(study, trial, f"the worker died {deaths} times while it was on this candidate")
+        return False
+    if put_back := put_back and RECIPE in trial.user_attrs:
+        names = (BASELINE, START, RECIPE, GUIDE)
+        kept = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
+        marks = {IN_SPACE: bool(trial.params), RETRY_OF: trial.number, DEATHS: deaths}
+        study.enqueue_trial(trial.params, user_attrs={**kept, **marks})
+    study.tell(trial.number, state=TrialState.FAIL)
+    return put_back
+
+
+def fail(study: optuna.Study, trial: FrozenTrial, reason: str) -> None:
+    """Ends another worker's trial; nothing where it has ended meanwhile."""
+    with suppress(UpdateFinishedTrialError):
+        result = {"failure": reason, "seconds": {}}
+        study._storage.set_trial_user_attr(trial._trial_id, RESULT, result)
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def carry_over(
@@ -284,7 +318,7 @@ def tell(study: optuna.Study, trial: optuna.Trial, result: Mapping[str, Any]) ->
     """Ends a trial that was scored in full. Told last: a kill before loses nothing."""
     set_constraints(trial, result.get("violations", {}))
     trial.set_user_attr(RESULT, dict(result))
-    study.tell(trial, result.get("values", result["value"]))
+    study.tell(trial, result.get("values", result["value"]), skip_if_finished=True)
 
 
 def set_constraints(trial: optuna.Trial, broken: Mapping[str, float]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge import verbs
+from evomerge import working
 from evomerge.assemble import evaluator, prepare
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.config import load_config
@@ -22,7 +22,7 @@ QUICK = Pace(documents=4, every=3, steps=6, patience=3)
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "Guide", partial(Guide, pace=QUICK))
+    monkeypatch.setattr(working, "Guide", partial(Guide, pace=QUICK))
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_a_trial_that_was_pruned_before_a_kill_is_told_so() -> None:
     trial = study.ask()
     trial.report(0.7, step=40)
     trial.set_user_attr(RESULT, {"estimate": 0.7, "pruned": "race"})
-    assert take_up_interrupted(study) == 0
+    assert take_up_interrupted(study, lambda trial: False) == 0
     assert study.trials[1].state == TrialState.PRUNED
     assert len(finished(study)) == 2
     best = best_complete(study)

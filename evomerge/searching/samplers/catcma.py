@@ -7,7 +7,7 @@ order of the losses within a generation alone, pruned trials by their estimates,
 break limits last, by how much.
 """
 
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,22 +37,25 @@ class CatCma:
         self._best: Past | None = None
         """Of the trials before its own first one."""
         self._optimiser: CatCMAwM | None = None
-        self._generations: dict[int, list[Past]] = defaultdict(list)
+        self._told: list[Past] = []
 
     def learn(self, past: Past) -> None:
-        """Counts own trials by generation; the distributions move with every full one."""
+        """The distributions move whenever own trials are as many as a generation has, as those of
+        CMA-ES do."""
         if past.mark is None:
             if self._optimiser is None and better(past, self._best):
                 self._best = past
             return
         optimiser = self._optimiser or self._begin()
-        self._generations[past.mark[0]].append(past)
-        while len(told := self._generations[optimiser.generation]) >= optimiser.population_size:
-            full = told[: optimiser.population_size]
-            solutions = [self._solution(member.point, member.mark[1]) for member in full]
-            optimiser.tell(list(zip(solutions, _apart(losses(full)), strict=True)))
+        self._told.append(past)
+        if len(self._told) == optimiser.population_size:
+            solutions = [self._solution(member.point, member.mark[1]) for member in self._told]
+            optimiser.tell(list(zip(solutions, _apart(losses(self._told)), strict=True)))
+            self._told = []
 
-    def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
+    def propose(
+        self, random: np.random.Generator, under_way: Sequence[Point] = ()
+    ) -> tuple[Point, Any]:
         """One draw from the distributions that the full generations have shaped."""
         optimiser = self._optimiser or self._begin()
         optimiser.reseed_rng(int(random.integers(2**32)))

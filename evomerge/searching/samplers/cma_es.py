@@ -5,7 +5,7 @@ the mean over the better half evens out; a pruned trial takes the place of its e
 rarely among the better half. Under constraints, those that break limits rank last, by how much.
 """
 
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,22 +25,25 @@ class CmaEs:
         self._best: Past | None = None
         """Of the trials before its own first one."""
         self._optimiser: CMA | SepCMA | None = None
-        self._generations: dict[int, list[Past]] = defaultdict(list)
+        self._told: list[Past] = []
 
     def learn(self, past: Past) -> None:
-        """Counts own trials by generation; the distribution moves with every full one."""
+        """The distribution moves whenever own trials are as many as a generation has. With several
+        workers some of these were drawn before it moved last; they count all the same."""
         if past.mark is None:
             if self._optimiser is None and better(past, self._best):
                 self._best = past
             return
         optimiser = self._optimiser or self._begin()
-        self._generations[past.mark].append(past)
-        while len(told := self._generations[optimiser.generation]) >= optimiser.population_size:
-            full = told[: optimiser.population_size]
-            points = [member.point.numbers for member in full]
-            optimiser.tell(list(zip(points, losses(full), strict=True)))
+        self._told.append(past)
+        if len(self._told) == optimiser.population_size:
+            points = [member.point.numbers for member in self._told]
+            optimiser.tell(list(zip(points, losses(self._told), strict=True)))
+            self._told = []
 
-    def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
+    def propose(
+        self, random: np.random.Generator, under_way: Sequence[Point] = ()
+    ) -> tuple[Point, Any]:
         """One draw from the distribution that the full generations have shaped."""
         optimiser = self._optimiser or self._begin()
         optimiser.reseed_rng(int(random.integers(2**32)))

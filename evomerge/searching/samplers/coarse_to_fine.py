@@ -9,6 +9,7 @@ is tried seldom, and the search goes down by itself as coarse steps stop to gain
 points of the fine space. Of noise and pruned trials, see `Climb`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ class CoarseToFine:
             elif success:
                 climb.best = past
 
-    def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
+    def propose(
+        self, random: np.random.Generator, under_way: Sequence[Point] = ()
+    ) -> tuple[Point, Any]:
         """A step at a level that has paid, or is not known yet."""
         level = int(random.choice(len(self._climbs), p=self._shares()))
         climb = self._climbs[level]

@@ -3,6 +3,7 @@
 Of noise and pruned trials, see `Climb`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ class EvolutionStrategy:
         """A success becomes the best trial and makes the step longer."""
         self._climb.learn(past)
 
-    def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
+    def propose(
+        self, random: np.random.Generator, under_way: Sequence[Point] = ()
+    ) -> tuple[Point, Any]:
         """A step in about a third of the numbers."""
         move = sparse(random, len(self._climb.place.numbers))
         return self._climb.moved(move, random), self._climb.step

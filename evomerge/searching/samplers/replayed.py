@@ -6,7 +6,7 @@ notes beside it. A resume, and every further process, replays the trials and so 
 search was; the random numbers follow from the search's seed and the trial's number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +30,13 @@ class Proposer(Protocol):
         """Takes in a finished trial: a proposal of its own, a baseline, or one from elsewhere."""
         ...
 
-    def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
-        """The next point, and a note on it (of what JSON knows), which comes back as its mark."""
+    def propose(
+        self, random: np.random.Generator, under_way: Sequence[Point] = ()
+    ) -> tuple[Point, Any]:
+        """The next point, and a note on it (of what JSON knows), which comes back as its mark.
+
+        under_way: the points that other workers are at.
+        """
         ...
 
 
@@ -82,7 +87,12 @@ class Replayed(BaseSampler):
                 )
             )
         seed = sampler_seed(self._seed, trial.number)
-        point, note = proposer.propose(np.random.default_rng(seed))
+        under_way = [
+            coordinates.point(other.params)
+            for other in study._get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if other.number != trial.number and search_space.keys() <= other.params.keys()
+        ]
+        point, note = proposer.propose(np.random.default_rng(seed), under_way)
         study._storage.set_trial_system_attr(trial._trial_id, self._mark, note)
         return coordinates.parameters(point)
 

@@ -10,7 +10,8 @@ like any other value. Very bad values are cut off, for how bad they are says lit
 Which trial is the best is decided without the model, as in `Climb`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,9 @@ class TrustRegion:
         self._climb.learn(past)
         self._past.append(past)
 
-    def propose(self, random: np.random.Generator) -> tuple[Point, Any]:
+    def propose(
+        self, random: np.random.Generator, under_way: Sequence[Point] = ()
+    ) -> tuple[Point, Any]:
         """Of steps in single numbers and along the depth, the one of the lowest optimistic loss."""
         size = len(self._climb.place.numbers)
         candidates = []
@@ -61,6 +64,9 @@ class TrustRegion:
         nearest = [self._past[place] for place in np.argsort(distances, kind="stable")[:_NEAREST]]
         points = [past.point for past in nearest]
         model = fit(_squares(points, points), np.array(losses(nearest)), size)
+        if under_way:
+            points = [*points, *under_way]
+            model = model.with_points(_squares(points, points))
         mean, deviation = model.predict(_squares(candidates, points))
         return candidates[int(np.argmin(mean - _OPTIMISM * deviation))], self._climb.step
 
@@ -76,6 +82,17 @@ class Model:
     weights: Vector
     """[points]: the kernel's inverse times the losses."""
     variance: float
+    noise: float
+    """Variance, as a share of the signal's."""
+
+    def with_points(self, squares: Matrix) -> "Model":
+        """The model that believes further points to have the losses that it expects there, the last
+        of [points, points] squared distances: only its deviations change (the kriging believer of
+        Ginsbourger et al. 2010)."""
+        kernel = np.exp(-squares / (2 * self.scale**2)) + self.noise * np.eye(len(squares))
+        further = np.zeros(len(squares) - len(self.weights))
+        factor: Matrix = np.array(np.linalg.cholesky(kernel), dtype=np.float64)
+        return replace(self, factor=factor, weights=np.append(self.weights, further))
 
     def predict(self, squares: Matrix) -> tuple[Vector, Vector]:
         """Mean and standard deviation at places, from [places, points] squared distances."""
@@ -102,7 +119,9 @@ def fit(squares: Matrix, values: Vector, dimensions: int) -> Model:
             variance = float(half @ half) / len(values) + 1e-12
             likelihood = -0.5 * len(values) * np.log(variance) - np.log(np.diag(factor)).sum()
             weights = np.linalg.solve(factor.T, half)
-            model = Model(scale=scale, factor=factor, weights=weights, variance=variance)
+            model = Model(
+                scale=scale, factor=factor, weights=weights, variance=variance, noise=noise
+            )
             found.append((float(likelihood), model))
     return max(found, key=lambda pair: pair[0])[1]
 

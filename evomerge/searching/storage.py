@@ -1,0 +1,88 @@
+"""Storages of a study outside of its run folder: a database, or Optuna's gRPC proxy before one."""
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+
+from evomerge.errors import UserError
+from evomerge.searching.patience import is_passing, patiently
+
+PASSWORD = ":***"
+"""What stands for a password where a URL is shown or kept."""
+
+_LOST = ("OperationalError", "InterfaceError")
+"""Errors of SQLAlchemy that say that the database cannot be reached, or is busy."""
+
+
+def storage_of(url: str) -> BaseStorage:
+    """A storage that waits where it cannot be reached for a while.
+
+    url: `postgresql+psycopg://user@host/database`, any other of SQLAlchemy's, or `grpc://host:port`
+    of a proxy. UserError where it cannot be reached at the start.
+    """
+    parts = urlsplit(url)
+    try:
+        if parts.scheme == "grpc":
+            storage = _proxied(parts.hostname or "localhost", parts.port or 13000)
+        else:
+            # Connections that died with a restarted server are noticed before they are used.
+            storage = _CachedStorage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        storage.get_all_studies()
+    except Exception as error:
+        raise UserError(f"storage {without_password(url)}: cannot be opened: {error}") from error
+    for name in sorted(BaseStorage.__abstractmethods__):
+        setattr(storage, name, _patient(getattr(storage, name), without_password(url)))
+    return storage
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", f"{PASSWORD}@")
+
+
+def _proxied(host: str, port: int) -> BaseStorage:
+    try:
+        import grpc  # noqa: F401
+    except ImportError:
+        raise UserError("a gRPC storage needs grpcio: pip install 'evomerge[grpc]'") from None
+    with warnings.catch_warnings():  # experimental since Optuna 4.2
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+    storage.wait_server_ready(timeout=30)
+    return storage
+
+
+def _patient(method: Callable[..., Any], where: str) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return patiently(f"the storage {where}", lambda: method(*args, **kwargs), _passes)
+
+    return call
+
+
+def _passes(error: BaseException) -> bool:
+    chain: BaseException | None = error
+    while chain is not None:
+        if type(chain).__name__ in _LOST or is_passing(chain) or _proxy_is_gone(chain):
+            return True
+        chain = chain.__cause__
+    return False
+
+
+def _proxy_is_gone(error: BaseException) -> bool:
+    """Whether gRPC's error says that the proxy cannot be reached, or that its database cannot."""
+    code = getattr(error, "code", None)
+    if not callable(code):
+        return False
+    name = getattr(code(), "name", "")
+    details = str(getattr(error, "details", str)())
+    return name == "UNAVAILABLE" or (name == "UNKNOWN" and any(each in details for each in _LOST))
