@@ -27,7 +27,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 
 from evomerge.checkpoints.gguf_header import count_tensors
 from evomerge.checkpoints.source import open_file, read_json, weight_files
-from evomerge.checkpoints.tokenizer import FILES, has_tokenizer
+from evomerge.checkpoints.tokenizer import FILES, check_inside, has_tokenizer
 from evomerge.errors import UserError
 from evomerge.files import write_text
 
@@ -147,6 +147,7 @@ def write_plain(found: Quantised, out: Path, *, trust_remote_code: bool) -> None
             "dtype": config["dtype"]
         }
     write_text(out / "config.json", json.dumps(config, indent=2))
+    check_inside(found.path, found.beside)
     for path in found.beside:
         shutil.copyfile(path, out / path.name)
     if found.method == "gguf" and not has_tokenizer(out) and _brings_tokenizer(found.weights[0]):

@@ -3,7 +3,7 @@
 import filecmp
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,12 +183,29 @@ def _union(
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the files that make a tokenizer, chat template included."""
+    """Copies the files that make a tokenizer, chat template included.
+
+    UserError for a link out of the folder: what it points at would be published with the result.
+    """
+    check_inside(source, _files(source))
     for path in _files(source):
         if path.is_dir():
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, folder / path.name)
+
+
+def check_inside(folder: Path, paths: Sequence[Path]) -> None:
+    """UserError where a file, or one in a folder, is a link that leads out of the model folder; in
+    the hub's cache, files are links to its blobs."""
+    real = folder.resolve()
+    roots = [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+    for path in [each for one in paths for each in (one, *one.rglob("*"))]:
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise UserError(
+                f"{path}: is a link to {path.resolve()}, outside the model folder, and would be "
+                "copied into the result; expected a file: copy it there yourself if you mean it"
+            )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.gguf_header import check_header
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import INDEX, WEIGHTS, Checkpoint, read_json
-from evomerge.checkpoints.tokenizer import load_tokenizer, read_vocabularies
+from evomerge.checkpoints.tokenizer import copy_tokenizer, load_tokenizer, read_vocabularies
 from evomerge.checkpoints.vocabulary import tokens_of
 from evomerge.errors import UserError
 from evomerge.merging.models import open_models
@@ -118,6 +118,21 @@ def test_a_token_of_a_far_number(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(UserError, match="has number 4000000000"):
         read_vocabularies({BASE: folder})
+
+
+def test_a_link_out_of_the_folder_is_not_copied(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (folder / "tokenizer_extra.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="outside the model folder"):
+        copy_tokenizer(folder, tmp_path)
+    cached = tmp_path / "hub" / "snapshots" / "main"
+    blobs = tmp_path / "hub" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "0").write_text("words")
+    cached.mkdir(parents=True)
+    (cached / "tokenizer.model").symlink_to(blobs / "0")
+    copy_tokenizer(cached, tmp_path)
+    assert (tmp_path / "tokenizer.model").read_text() == "words"
 
 
 def adapter(folder: Path, settings: dict[str, Any], **shapes: tuple[int, ...]) -> None:
