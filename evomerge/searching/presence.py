@@ -76,11 +76,24 @@ class FolderPresence:
         self._folder = folder
         self._workers = folder.path / "workers"
         self._workers.mkdir(parents=True, exist_ok=True)
+        self.name = ""
+        self._file: IO[str] | None = None
+        while self._file is None:
+            self._enter(label)
+
+    def _enter(self, label: str | None) -> None:
+        """Takes a name, unless somebody took its file for a dead one's before it was locked."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._file: IO[str] | None = self._place_of(self.name).open("w", encoding="utf-8")
-        lock(self._file)
-        json.dump(stamp(label), self._file)
-        self._file.flush()
+        path = self._place_of(self.name)
+        file = path.open("w", encoding="utf-8")
+        if not lock(file) or not path.exists():
+            file.close()
+            return
+        json.dump(stamp(label), file)
+        file.flush()
+        self._file = file
+        for other in self._workers.glob(f"*-*-{'[0-9a-f]' * 6}"):
+            self.alive(other.name)
 
     def leads(self) -> bool:
         """See `Presence`."""

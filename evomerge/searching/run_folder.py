@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from evomerge.errors import UserError
 from evomerge.scoring.scorecard import DocumentScores, read_documents
 from evomerge.searching.journal import RunJournal
-from evomerge.searching.storage import storage_of
+from evomerge.searching.storage import close_storage, storage_of
 
 Side = Literal["search", "holdout"]
 STUDY = "evomerge"
@@ -47,6 +47,8 @@ class RunFolder:
         self.questions = path / "documents.parquet"
         self._lock: IO[str] | None = None
         self._journal: RunJournal | None = None
+        self._storage: BaseStorage | None = None
+        """A database that was opened for this folder."""
         self.fetch: Callable[[Side, int], None] | None = None
         """Brings the files of a trial here; None: all are here."""
 
@@ -107,7 +109,10 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Gives the lock back, and closes connections to a database."""
+        if self._storage is not None:
+            close_storage(self._storage)
+            self._storage = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -127,7 +132,8 @@ class RunFolder:
     def storage(self, url: str | None) -> BaseStorage:
         """The study's storage: the journal in this folder, or any that Optuna's URL names."""
         if url is not None:
-            return storage_of(url)
+            self._storage = storage_of(url)
+            return self._storage
         self._journal = RunJournal(self.journal)
         return JournalStorage(self._journal)
 

@@ -118,7 +118,9 @@ def open_study(
     study = find_study(storage)
     if study is None:
         directions = [StudyDirection.MAXIMIZE] * max(1, len(objectives))
-        study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
+        study = optuna.create_study(
+            storage=storage, study_name=STUDY, directions=directions, load_if_exists=True
+        )
         if objectives:
             with warnings.catch_warnings():  # experimental since Optuna 3.2
                 warnings.simplefilter("ignore", ExperimentalWarning)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from evomerge.errors import UserError
 from evomerge.files import cache_folder, write_text
 from evomerge.going_on import read_starts
 from evomerge.run_log import logging_to
+from evomerge.searching.ending import read_end
 from evomerge.searching.interrupt import on_interrupt
+from evomerge.searching.loop import Budget
 from evomerge.searching.record import TrialRecord
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.storage import PASSWORD, without_password
 from evomerge.searching.study import CONFIG, HISTORY, find_study, open_study
-from evomerge.session import Follower, Session, session
+from evomerge.session import Follower, Session, budget_of_run, session
 from evomerge.working import conclude, make_loop
 
 log = logging.getLogger(__name__)
@@ -98,12 +101,23 @@ def work(run: Path | str, here: Here, config: Path | None = None) -> Joined:
         hashes.save()
         study = open_study(storage, identity(bench), bench.goal.parts)
         starts = partial(read_starts, bench, study)
-        fresh = budget_of(loaded.config.budget) if HISTORY not in study.user_attrs else None
-        with session(bench, study, folder, fresh, url, label) as own:
+        with session(bench, study, folder, _budget(study, loaded), url, label) as own:
             try:
                 return _take_part(own, starts, label)
             finally:
                 folder.close()
+
+
+def _budget(study: optuna.Study, loaded: LoadedConfig) -> Budget:
+    """That of the run's last start; the configuration's where there was none, or where its time
+    was over before the run was finished."""
+    own = budget_of(loaded.config.budget)
+    if HISTORY not in study.user_attrs:
+        return own
+    known = budget_of_run(study)
+    end = read_end(study.user_attrs, judged=False)
+    over = known.deadline is not None and known.deadline <= datetime.now()
+    return own if over and (end is None or end.state != "finished") else known
 
 
 def _take_part(own: Session, starts: Callable[[], Any], label: str) -> Joined:
