@@ -199,7 +199,7 @@ class _RunFiles:
                 case 2:
                     lines.insert(number, random.choice(lines))
                 case _:
-                    row = spoil(random, json.loads(lines[number] or b"{}"))
+                    row = spoil(random, json.loads(self.lines[min(number, len(self.lines) - 1)]))
                     text = (
                         json.dumps(_plain(row), separators=(",", ":"))
                         if random.random() < 0.7
