@@ -349,6 +349,9 @@ def is_feasible(trial: FrozenTrial) -> bool:
 def best_complete(study: optuna.Study) -> FrozenTrial | None:
     """The trial of the highest value among those scored in full that keep all limits; the first of
     equals."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    complete = filter(is_feasible, trials)
-    return max(complete, key=lambda trial: trial.values[0], default=None)
+    best = None
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        # Of thousands, only those are looked at closer that would be the best.
+        if (best is None or trial.values[0] > best.values[0]) and is_feasible(trial):
+            best = trial
+    return best
