@@ -123,7 +123,7 @@ class RunFolder:
 
     def storage_of_run(self, url: str | None) -> BaseStorage:
         """As `storage`, for reading: UserError where the folder holds no run."""
-        if url is None and not self.journal.exists():
+        if url is None and not self.journal.is_file():
             raise UserError(
                 f"{self.path}: holds no {_JOURNAL}; expected the output folder of a search"
             )
@@ -134,6 +134,8 @@ class RunFolder:
         if url is not None:
             self._storage = storage_of(url)
             return self._storage
+        if self.journal.exists() and not self.journal.is_file():
+            raise UserError(f"{self.journal}: is no ordinary file; expected a study's journal")
         self._journal = RunJournal(self.journal)
         return JournalStorage(self._journal)
 
