@@ -18,17 +18,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 
 from evomerge.errors import UserError
 from evomerge.searching.patience import patiently
 
 _TAIL = 2**16  # bytes that are read at once in search of the last whole line
+_EVERY = 64
 _TRIES, _PAUSE = 5, 0.05  # seconds between looks at an entry that another process may be mending
 
 
 class RunJournal(BaseJournalBackend):
-    """Optuna's journal file, in which entries can be written together.
+    """A journal file in Optuna's format, in which entries can be written together.
 
     Entries that wait are numbered as if they stood in the file already, so the lock is held while
     some wait, and other processes wait too. A kill loses those that wait: a proposal of which
@@ -37,7 +38,11 @@ class RunJournal(BaseJournalBackend):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = JournalFileBackend(str(path))
+        path.touch()
+        self._offsets = [0]
+        """Where every 64th entry begins, as far as that is known."""
+        self._last = (0, 0)
+        """(number, offset) of the last entry whose place is known."""
         self._waiting: list[dict[str, Any]] | None = None
         self._written = 0
         """Entries of the file when it was last looked at."""
@@ -50,28 +55,11 @@ class RunJournal(BaseJournalBackend):
             return chain(self._read(log_number_from), self._waiting)
         return self._waiting[log_number_from - self._written :]
 
-    def _read(self, number: int) -> Iterator[dict[str, Any]]:
-        """UserError where an entry is damaged, and is not mended soon."""
-        for tries in range(1, _TRIES + 1):
-            try:
-                for entry in self._file.read_logs(number):
-                    yield entry
-                    number += 1
-            except ValueError as error:
-                if tries == _TRIES:
-                    raise UserError(
-                        f"{self._path}: entry {number + 1} is damaged ({error}); restore the file, "
-                        "or give the search another `output`"
-                    ) from error
-                time.sleep(_PAUSE)
-            else:
-                return
-
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Writes entries, or lets them wait. Where the disk is full, waits until it is not."""
         if self._waiting is None:
             with _locked(self._path) as file:
-                _write(file, logs)
+                _write(file, _lines(logs))
         else:
             self._waiting.extend(logs)
 
@@ -87,7 +75,51 @@ class RunJournal(BaseJournalBackend):
             finally:
                 waiting, self._waiting = self._waiting, None
                 if waiting:
-                    _write(file, waiting)
+                    lines = _lines(waiting)
+                    _write(file, lines)
+                    # The next read begins behind them, and must not look for its place.
+                    for number, line in enumerate(lines, start=self._written):
+                        self._pass(number, len(line))
+
+    def _read(self, number: int) -> Iterator[dict[str, Any]]:
+        """UserError where an entry is damaged, and is not mended soon."""
+        for tries in range(1, _TRIES + 1):
+            try:
+                for entry in self._entries(number):
+                    yield entry
+                    number += 1
+            except ValueError as error:
+                if tries == _TRIES:
+                    raise UserError(
+                        f"{self._path}: entry {number + 1} is damaged ({error}); restore the file, "
+                        "or give the search another `output`"
+                    ) from error
+                time.sleep(_PAUSE)
+            else:
+                return
+
+    def _entries(self, first: int) -> Iterator[dict[str, Any]]:
+        place, offset = self._last
+        if first < place:
+            place = first // _EVERY * _EVERY
+            offset = self._offsets[first // _EVERY]
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            for number, line in enumerate(file, start=place):
+                if not line.endswith(b"\n"):
+                    return  # another process is writing it, or was killed
+                entry = json.loads(line) if number >= first else {}
+                self._pass(number, len(line))
+                if number >= first:
+                    yield entry
+
+    def _pass(self, number: int, size: int) -> None:
+        """Notes where the entry behind this one of so many bytes begins."""
+        last, offset = self._last
+        if number == last:
+            self._last = (last + 1, offset + size)
+            if (last + 1) % _EVERY == 0:
+                self._offsets.append(offset + size)
 
 
 @contextmanager
@@ -98,9 +130,13 @@ def _locked(path: Path) -> Iterator[FileIO]:
         yield file
 
 
-def _write(file: FileIO, logs: list[dict[str, Any]]) -> None:
-    lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-    patiently("writing the study's journal", lambda: _append(file, lines))
+def _lines(logs: list[dict[str, Any]]) -> list[bytes]:
+    return [(json.dumps(log, separators=(",", ":")) + "\n").encode() for log in logs]
+
+
+def _write(file: FileIO, lines: list[bytes]) -> None:
+    content = b"".join(lines)
+    patiently("writing the study's journal", lambda: _append(file, content))
 
 
 def _append(file: FileIO, content: bytes) -> None:
