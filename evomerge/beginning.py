@@ -12,6 +12,7 @@ from evomerge.merging.norms import task_vector_norms
 from evomerge.scorers import published
 from evomerge.searching.even_norms import enqueue_starts
 from evomerge.searching.kept_questions import keep_questions
+from evomerge.searching.patience import patiently
 from evomerge.searching.record import WORKER
 from evomerge.searching.space import SearchSpace
 from evomerge.searching.study import (
@@ -39,7 +40,7 @@ def begin(session: Session, starts: Starts, workers: int) -> None:
     bench, study, folder = session.bench, session.study, session.folder
     text = bench.loaded.file.read_text(encoding="utf-8")
     if not folder.config.exists():
-        write_text(folder.config, text)
+        patiently("writing config.yaml", lambda: write_text(folder.config, text))
     if CONFIG not in study.user_attrs:
         place = str(bench.loaded.folder.resolve())
         study.set_user_attr(CONFIG, {"text": text, "folder": place, "name": bench.loaded.file.name})

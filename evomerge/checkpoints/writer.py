@@ -29,8 +29,8 @@ SHARD_BYTES = 5 * 10**9
 def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
     """A folder to fill, renamed to `folder` when the block ends well.
 
-    UserError if `folder` exists and `force` is false. With `force` the old folder stays whole
-    until the new one is.
+    UserError if `folder` exists and `force` is false, and where it cannot be written, as on a full
+    disk. With `force` the old folder stays whole until the new one is.
     """
     if folder.exists() and not force:
         raise UserError(
@@ -43,15 +43,14 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         for leftover in (beside, old):
             shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error}") from error
-    try:
         yield beside
         synchronise(beside)
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
         synchronise(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}; nothing was left there") from error
     finally:
         for leftover in (beside, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -132,9 +131,12 @@ def _write_shard(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes one safetensors file, in one step."""
+    """Writes one safetensors file, in one step. OSError where there is no room for it."""
     with replacing(path) as beside:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+        except SafetensorError as error:  # which hides the number of an OSError in its text
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:

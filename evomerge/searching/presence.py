@@ -23,6 +23,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from evomerge.searching.patience import patiently
 from evomerge.searching.run_folder import RunFolder, is_locked, lock
 
 log = logging.getLogger(__name__)
@@ -77,10 +78,17 @@ class FolderPresence:
         self._workers = folder.path / "workers"
         self._workers.mkdir(parents=True, exist_ok=True)
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._file: IO[str] | None = self._place_of(self.name).open("w", encoding="utf-8")
-        lock(self._file)
-        json.dump(stamp(label), self._file)
-        self._file.flush()
+        self._file: IO[bytes] | None = patiently("registering", lambda: self._register(label))
+
+    def _register(self, label: str | None) -> IO[bytes]:
+        file = self._place_of(self.name).open("wb", buffering=0)
+        try:
+            lock(file)
+            file.write(json.dumps(stamp(label)).encode())
+        except OSError:
+            file.close()
+            raise
+        return file
 
     def leads(self) -> bool:
         """See `Presence`."""

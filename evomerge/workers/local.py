@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from optuna.trial import TrialState
@@ -149,7 +150,7 @@ class Supervisor:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if bench.loaded.config.device == "auto" and slot.device.startswith("cuda:"):
             environment["CUDA_VISIBLE_DEVICES"] = _visible(int(slot.device.partition(":")[2]))
-        with slot.output.open("wb") as output:
+        with _opened(slot.output) as output:
             slot.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,  # closed when this process ends, however it does
@@ -214,6 +215,15 @@ class Supervisor:
             fail(study, trial, reason)
             assert slot.process is not None
             slot.process.kill()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """For a worker's output, which is not needed where the disk is full."""
+    try:
+        return path.open("wb")
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error)
+        return Path(os.devnull).open("wb")
 
 
 def _visible(number: int) -> str:
