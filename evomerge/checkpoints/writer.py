@@ -29,8 +29,8 @@ SHARD_BYTES = 5 * 10**9
 def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
     """A folder to fill, renamed to `folder` when the block ends well.
 
-    UserError if `folder` exists and `force` is false, and where it cannot be written, as on a full
-    disk. With `force` the old folder stays whole until the new one is.
+    UserError if `folder` exists and `force` is false. With `force` the old folder stays whole
+    until the new one is.
     """
     if folder.exists() and not force:
         raise UserError(
@@ -43,17 +43,33 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         for leftover in (beside, old):
             shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from error
+    try:
         yield beside
         synchronise(beside)
         if folder.exists():
             folder.rename(old)
-        beside.rename(folder)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         synchronise(folder.parent)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error}; nothing was left there") from error
     finally:
         for leftover in (beside, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def result_folder(folder: Path, *, force: bool) -> Iterator[Path]:
+    """As `new_folder`; UserError also where what belongs there cannot be written."""
+    try:
+        with new_folder(folder, force=force) as beside:
+            yield beside
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}; nothing was left there") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
