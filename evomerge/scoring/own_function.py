@@ -149,7 +149,7 @@ class FunctionScoring:
                 values = _numbers(returned)
         except CandidateError as error:
             raise CandidateError(f"task {task.name!r}: its function {error}") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _LOG.exception("task %r: its function raised", task.name)
             raise CandidateError(
                 f"task {task.name!r}: its function raised {type(error).__name__}: {error}"

@@ -1,6 +1,5 @@
 """A limit on the time that a trial may take."""
 
-import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -51,5 +50,4 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 def in_minutes(seconds: float) -> str:
     """`30 minutes`, `1.5 minutes`."""
-    minutes = seconds / 60
-    return f"{minutes:.{0 if math.isclose(minutes, round(minutes)) else 2}f} minutes"
+    return f"{round(seconds / 60, 2):g} minutes"
