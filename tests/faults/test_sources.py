@@ -148,9 +148,7 @@ def test_a_source_changed_between_two_starts_is_refused_with_the_difference(
     config = faulty(trials=4)
     models = own_models(config)
     outcome = search(config)
-    shutil.copyfile(
-        models / "dial" / "model.safetensors", models / "past" / "model.safetensors"
-    )
+    shutil.copyfile(models / "dial" / "model.safetensors", models / "past" / "model.safetensors")
     known = json.dumps(read_run(outcome.folder).counts())
     with pytest.raises(UserError, match=r"models.past: '\w+' -> '\w+'\n.*--fork"):
         search(config)

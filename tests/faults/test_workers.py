@@ -61,9 +61,7 @@ def test_deadly_candidates_fail_and_the_search_ends_well(
         refusals.append(str(refused.value))
         command = [sys.executable, "-m", "evomerge", "worker", str(folder.path), "--allow-code"]
         settings = {**os.environ, "HARMLESS": "1"}
-        answer = subprocess.run(
-            command, env=settings, capture_output=True, text=True, check=False
-        )
+        answer = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
         joined.append(answer.stdout + answer.stderr)
 
     meddler = threading.Thread(target=meddle)
