@@ -15,6 +15,7 @@ from evomerge.searching.kept_questions import keep_questions
 from evomerge.searching.patience import patiently
 from evomerge.searching.record import WORKER
 from evomerge.searching.space import SearchSpace
+from evomerge.searching.storage import without_password
 from evomerge.searching.study import (
     CONFIG,
     HISTORY,
@@ -39,6 +40,8 @@ def begin(session: Session, starts: Starts, workers: int) -> None:
     """
     bench, study, folder = session.bench, session.study, session.folder
     text = bench.loaded.file.read_text(encoding="utf-8")
+    if (url := bench.loaded.config.storage) is not None:
+        text = text.replace(url, without_password(url))
     if not folder.config.exists():
         patiently("writing config.yaml", lambda: write_text(folder.config, text))
     if CONFIG not in study.user_attrs:

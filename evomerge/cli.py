@@ -230,6 +230,26 @@ def worker(
         _out.print(f"{joined.label}: {joined.trials} trials", markup=False)
 
 
+@app.command(epilog="Example: evomerge proxy postgresql+psycopg://me@db/night --host 0.0.0.0")
+def proxy(
+    storage: Annotated[
+        str, typer.Argument(help="URL of a database, or a journal file, made if it is not there.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to serve at. Whoever reaches it can change the study.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 13000,
+) -> None:
+    """Serves a study's storage to many workers, which name it as grpc://HOST:PORT."""
+    with _errors(), _quiet():
+        from evomerge.searching.storage import serve
+
+        def ready(url: str) -> None:
+            _out.print(f"storage: {url}", markup=False)
+
+        serve(storage, host, port, ready)
+
+
 @app.command(epilog="Example: evomerge status results/quickstart --watch")
 def status(
     run: Run,

@@ -44,6 +44,11 @@ class Session:
         """With the scales and limits that follow from base and sources, once these are scored."""
         return with_references(self.bench.goal, self.study.user_attrs.get(REFERENCES))
 
+    def collect(self, record: TrialRecord) -> None:
+        """Brings a trial's files here, where a worker that shares no folder has them."""
+        if self.folder.fetch is not None and (record.value, record.estimate) != (None, None):
+            self.folder.scores("search", record.number)
+
 
 @contextmanager
 def session(
@@ -117,6 +122,7 @@ class Follower:
         if not progress.goal.settled:
             progress.goal = watch.goal = self.session.goal()
         self._base = self._base or base_of([record])
+        self.session.collect(record)
         progress.add(record)
         if watch.add(record):
             self._tell_plateau()

@@ -14,7 +14,7 @@ from evomerge.searching.front_verdict import decide_front
 from evomerge.searching.guidance import Guide
 from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.loop import Loop
-from evomerge.searching.record import TrialRecord
+from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.samplers import SAMPLERS, SpaceSampler
 from evomerge.searching.study import BATCH_TOKENS, note
 from evomerge.session import Session, on_plateau
@@ -77,6 +77,8 @@ def conclude(session: Session, loop: Loop, keep_plateau: Callable[[], None]) -> 
     study, folder, config = session.study, session.folder, session.bench.loaded.config
     attempt = loop.attempt
     loop.wait_for_others()
+    for record in read_trials(study):
+        session.collect(record)
     score_finalists(
         study,
         folder,

@@ -40,13 +40,11 @@ def patiently(
     """
 
     def tell(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
         wait = state.next_action.sleep if state.next_action else 0.0
-        log.warning("%s: %s; tried again in %.1f s", what, error, wait)
+        log.warning("%s: %s; tried again in %.1f s", what, _root(state), wait)
 
     def give_up(state: RetryCallState) -> Result:
-        error = state.outcome.exception() if state.outcome else None
-        raise UserError(f"{what}: {error}; given up after {_HOURS:g} hours") from error
+        raise UserError(f"{what}: {_root(state)}; given up after {_HOURS:g} hours")
 
     tries = Retrying(
         retry=retry_if_exception(passes),
@@ -56,6 +54,14 @@ def patiently(
         retry_error_callback=give_up,
     )
     return tries(action)
+
+
+def _root(state: RetryCallState) -> str:
+    """What is behind the last try's error, in a line."""
+    error = state.outcome.exception() if state.outcome else None
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def is_passing(error: BaseException) -> bool:

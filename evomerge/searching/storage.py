@@ -1,20 +1,27 @@
 """Storages of a study outside of its run folder: a database, or Optuna's gRPC proxy before one."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 
 from evomerge.errors import UserError
+from evomerge.searching.journal import RunJournal
 from evomerge.searching.patience import is_passing, patiently
 
-_LOST = ("OperationalError", "InterfaceError")
-"""Errors of SQLAlchemy that say that the database cannot be reached, or is busy."""
+PASSWORD = ":***"
+"""What stands for a password where a URL is shown or kept."""
+
+_LOST = ("OperationalError", "InterfaceError", "PendingRollbackError")
+"""Errors of SQLAlchemy that say that the database cannot be reached, is busy, or was lost amid
+something else."""
 
 
 def storage_of(url: str) -> BaseStorage:
@@ -38,24 +45,48 @@ def storage_of(url: str) -> BaseStorage:
     return storage
 
 
+def serve(what: str, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serves a database, or a journal file, to workers that name it as `grpc://host:port`; returns
+    never. There is no password: whoever reaches the port can change the study.
+
+    what: a URL, or the path of a file, which is made if it is not there. ready: told the URL.
+    """
+    _need_grpc()
+    storage = storage_of(what) if "://" in what else JournalStorage(RunJournal(Path(what)))
+    with _experimental():
+        ready(f"grpc://{host}:{port}")
+        optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
+
+
 def without_password(url: str) -> str:
     """The URL as it may be shown."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
-    return url.replace(f":{parts.password}@", ":***@")
+    return url.replace(f":{parts.password}@", f"{PASSWORD}@")
 
 
 def _proxied(host: str, port: int) -> BaseStorage:
+    _need_grpc()
+    with _experimental():
+        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+    storage.wait_server_ready(timeout=30)
+    return storage
+
+
+def _need_grpc() -> None:
     try:
         import grpc  # noqa: F401
     except ImportError:
         raise UserError("a gRPC storage needs grpcio: pip install 'evomerge[grpc]'") from None
-    with warnings.catch_warnings():  # experimental since Optuna 4.2
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Optuna calls its proxy experimental since 4.2; the pinned version settles that."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
-    storage.wait_server_ready(timeout=30)
-    return storage
+        yield
 
 
 def _patient(method: Callable[..., Any], where: str) -> Callable[..., Any]:

@@ -29,12 +29,15 @@ from evomerge.run_log import logging_to
 from evomerge.searching.interrupt import on_interrupt
 from evomerge.searching.record import TrialRecord
 from evomerge.searching.run_folder import RunFolder
-from evomerge.searching.storage import without_password
+from evomerge.searching.storage import PASSWORD, without_password
 from evomerge.searching.study import CONFIG, HISTORY, find_study, open_study
 from evomerge.session import Follower, Session, session
 from evomerge.working import conclude, make_loop
 
 log = logging.getLogger(__name__)
+
+STORAGE = "EVOMERGE_STORAGE"
+"""Environment variable with the URL of the study, for one with a password, which no file keeps."""
 
 _PAUSE = 1.0  # seconds between looks whether the run has begun
 
@@ -153,12 +156,20 @@ def _own_folder(url: str, here: Here) -> Path:
 
 
 def _recorded_storage(folder: RunFolder) -> str | None:
-    """The URL in the run folder's copy of the configuration; None where there is none."""
+    """The URL of the environment, or in the run folder's copy of the configuration; None where
+    there is none."""
+    if STORAGE in os.environ:
+        return os.environ[STORAGE]
     if not folder.config.exists():
         return None
     content = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     url = content.get("storage") if isinstance(content, dict) else None
-    return None if url is None else str(url)
+    if url is not None and PASSWORD in url:
+        raise UserError(
+            f"{folder.config}: storage: the password is not kept; give the whole URL in "
+            f"{STORAGE}, or let the database's client find it (PostgreSQL: ~/.pgpass)"
+        )
+    return url
 
 
 def _wait_for_study(

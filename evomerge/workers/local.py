@@ -18,6 +18,7 @@ from evomerge.searching.record import WORKER
 from evomerge.searching.study import fail
 from evomerge.searching.time_limit import in_minutes
 from evomerge.session import Session
+from evomerge.workers.joining import STORAGE
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Returns when no worker has anything left to do; UserError where none could work."""
+        (self._session.folder.path / "workers").mkdir(exist_ok=True)
         for slot in self.slots:
             self._start(slot)
         try:
@@ -148,6 +150,8 @@ class Supervisor:
         if bench.loaded.config.allow_code:
             command.append("--allow-code")
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self._session.storage is not None:
+            environment[STORAGE] = self._session.storage
         if bench.loaded.config.device == "auto" and slot.device.startswith("cuda:"):
             environment["CUDA_VISIBLE_DEVICES"] = _visible(int(slot.device.partition(":")[2]))
         with _opened(slot.output) as output:

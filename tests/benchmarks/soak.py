@@ -1,0 +1,87 @@
+"""Two hours of a search with several workers: memory, open files, and the size of its storage.
+
+    python -m tests.benchmarks.soak --out FOLDER [--hours 2] [--workers 2] [--seconds 1.2]
+    python -m tests.benchmarks.soak --out FOLDER --report REPORT
+
+FOLDER gets the run and `samples.csv`: every ten seconds, of every process of the search, resident
+and private bytes, open files and threads, and the trials and bytes that the study has by then.
+"""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.benchmarks.slowed import write_config
+
+COLUMNS = ("seconds", "process", "resident", "private", "files", "threads", "trials", "journal")
+_PAUSE = 10.0  # seconds between samples
+
+
+def sample(root: psutil.Process, run: Path, begun: float) -> list[dict[str, object]]:
+    """One row for each process of the search."""
+    journal = run / "study.journal"
+    size = journal.stat().st_size if journal.exists() else 0
+    scored = sum(1 for entry in os.scandir(run / "search")) if (run / "search").exists() else 0
+    rows = []
+    for process in [root, *root.children()]:
+        try:
+            memory = process.memory_full_info()
+            label = "leader" if process.pid == root.pid else _label(process)
+            rows.append(
+                {
+                    "seconds": round(time.monotonic() - begun),
+                    "process": label,
+                    "resident": memory.rss,
+                    "private": memory.uss,
+                    "files": process.num_fds(),
+                    "threads": process.num_threads(),
+                    "trials": scored,
+                    "journal": size,
+                }
+            )
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return rows
+
+
+def _label(process: psutil.Process) -> str:
+    words = process.cmdline()
+    return words[words.index("--label") + 1] if "--label" in words else "other"
+
+
+def soak(out: Path, hours: float, workers: int, seconds: float) -> None:
+    """Runs the search and writes the samples."""
+    config = write_config(out, seconds, {"hours": hours})
+    command = [sys.executable, "-m", "evomerge", "search", str(config), "--workers", str(workers)]
+    begun = time.monotonic()
+    with (out / "printed.txt").open("wb") as printed, (out / "samples.csv").open("w") as file:
+        search = subprocess.Popen(command, stdout=printed, stderr=printed)
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        root = psutil.Process(search.pid)
+        while search.poll() is None:
+            writer.writerows(sample(root, out / "run", begun))
+            file.flush()
+            time.sleep(_PAUSE)
+    print(f"ended with {search.returncode} after {time.monotonic() - begun:.0f} s")
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1.2)
+    arguments = parser.parse_args()
+    soak(arguments.out, arguments.hours, arguments.workers, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
