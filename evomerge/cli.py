@@ -171,6 +171,13 @@ def search(
         int | None,
         typer.Option(min=1, help="Processes that score candidates; by default one per GPU."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Run the workers on this Ray cluster: auto, or HOST:PORT."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0, help="GPUs of each worker on Ray; 0: none.")
+    ] = 1.0,
     allow_code: AllowCode = False,
 ) -> None:
     """Starts a search, or goes on with it; the options replace the file's budget."""
@@ -184,7 +191,13 @@ def search(
         loaded = load_config(config, allow_code=allow_code)
         with shown(_err, str(config)) as on_progress:
             outcome = run(
-                loaded, budget=budget, fork=fork, workers=workers, on_progress=on_progress
+                loaded,
+                budget=budget,
+                fork=fork,
+                workers=workers,
+                ray=ray,
+                gpus_per_worker=gpus_per_worker,
+                on_progress=on_progress,
             )
         _out.print(describe_outcome(outcome), markup=False)
 
@@ -500,7 +513,7 @@ def _messages() -> Iterator[None]:
 
 _SPOKEN = (
     *("evomerge.verbs", "evomerge.session", "evomerge.beginning", "evomerge.working"),
-    *("evomerge.workers.local", "evomerge.workers.joining"),
+    *("evomerge.workers.supervisor", "evomerge.workers.joining"),
     "evomerge.going_on",
     "evomerge.searching.finalists",
     "evomerge.methods.compiled",

@@ -35,7 +35,9 @@ from evomerge.session import Follower, OnProgress, Session, session
 from evomerge.workers.joining import Here as Here
 from evomerge.workers.joining import Joined as Joined
 from evomerge.workers.joining import work as work
-from evomerge.workers.local import Supervisor, devices_of_workers
+from evomerge.workers.local import StartHere, devices_of_workers
+from evomerge.workers.on_ray import StartOnRay, connect
+from evomerge.workers.supervisor import Start, Supervisor
 from evomerge.working import conclude, make_loop, stopped
 
 log = logging.getLogger(__name__)
@@ -62,22 +64,30 @@ def search(
     budget: BudgetConfig | None = None,
     fork: bool = False,
     workers: int | None = 1,
+    ray: str | None = None,
+    gpus_per_worker: float = 1.0,
     on_progress: OnProgress = lambda progress, record: None,
 ) -> Outcome:
     """Starts a search, or goes on with it, until its budget is spent; then gives the verdict.
 
     budget: instead of the file's. fork: where the run in the output folder was begun with another
     configuration, start a new run beside it that takes over what is still valid. workers: processes
-    that make and score candidates; 1: this one; None: one for each GPU. on_progress is called after
+    that make and score candidates; 1: this one; None: one for each GPU. ray: address of a Ray
+    cluster on which they run, with gpus_per_worker GPUs each (0: none). on_progress is called after
     every trial. Raises UserError for every mistake that can be found before the first trial.
     """
     loaded = loaded_config(config)
-    devices = devices_of_workers(loaded.config.device, workers)
-    start = _Start(limits=budget or loaded.config.budget, devices=devices, on_progress=on_progress)
+    start = _Start(
+        limits=budget or loaded.config.budget,
+        on_progress=on_progress,
+        devices=() if ray else devices_of_workers(loaded.config.device, workers),
+        ray=None if ray is None else (connect(ray, workers, gpus_per_worker), gpus_per_worker),
+        alone=ray is None and workers == 1,
+    )
     folder = RunFolder(loaded.output())
     with _writing(folder):
         hashes = HashCache(folder.path / "hashes.json")
-        bench = prepare(loaded, hashes, workers=len(devices))
+        bench = prepare(loaded, hashes, workers=max(1, len(start.devices)))
         hashes.save()
         storage = folder.storage(loaded.config.storage)
         old = find_study(storage)
@@ -157,9 +167,13 @@ class _Start:
     """How a search was asked to start."""
 
     limits: BudgetConfig
-    devices: tuple[str, ...]
-    """Of each worker; a single one: this process is it."""
     on_progress: OnProgress
+    devices: tuple[str, ...]
+    """Of each worker on this machine."""
+    ray: tuple[int, float] | None
+    """(workers, GPUs of each) on a Ray cluster."""
+    alone: bool
+    """Whether this process is to be the only worker, whatever a trial's time limit."""
 
 
 def _run(
@@ -176,12 +190,20 @@ def _run(
             raise UserError(
                 "other workers have begun this run and lead it; join them with `evomerge worker`"
             )
-        begin(own, starts, len(start.devices))
-        if len(start.devices) == 1:
+        count = len(start.devices) if start.ray is None else start.ray[0]
+        begin(own, starts, count)
+        # With a time limit, a worker that hangs has to be killed.
+        limited = bench.loaded.config.trial_minutes is not None
+        if len(start.devices) == 1 and (start.alone or not limited):
             return _alone(own, start.on_progress)
+        starting: Start
+        if start.ray is None:
+            starting = StartHere(folder.path, storage, start.devices)
+        else:
+            starting = StartOnRay(storage or str(folder.path.resolve()), start.ray[1])
         follower = Follower(own, start.on_progress)
         loop = make_loop(own, follower, scores=False)
-        supervisor = Supervisor(own, loop, start.devices)
+        supervisor = Supervisor(own, loop, starting, count)
         follower.progress.workers = supervisor.words
         follower.progress.processes = supervisor.processes
         with on_interrupt(supervisor.stop) as interruption:

@@ -14,7 +14,7 @@ import pytest
 from evomerge import UserError, load_config, search
 from evomerge.report import read_run
 from evomerge.searching.run_folder import RunFolder
-from evomerge.workers import local
+from evomerge.workers import supervisor
 
 Faulty = Callable[..., Path]
 
@@ -45,7 +45,7 @@ def fault(number, model, documents):
 def test_deadly_candidates_fail_and_the_search_ends_well(
     faulty: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_GRACE", 1.0)
+    monkeypatch.setattr(supervisor, "_GRACE", 1.0)
     models = Path(__file__).parent.parent.parent / "configs" / "quickstart" / "models"
     code = f"import time\nMODELS = {str(models)!r}\n{DEADLY}"
     config = faulty(code, "trial_minutes: 0.05\n", trials=12)
