@@ -45,8 +45,7 @@ def fault(number, model, documents):
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_clock_that_is_set_back_breaks_nothing(faulty: Faulty, workers: int) -> None:
+def test_a_clock_that_is_set_back_breaks_nothing(faulty: Faulty) -> None:
     config = faulty(BACK)
     text = config.read_text().replace("{trials: 12}", "{trials: 12, hours: 1}")
     config.write_text(text)
@@ -54,7 +53,7 @@ def test_a_clock_that_is_set_back_breaks_nothing(faulty: Faulty, workers: int) -
     (folder / "clock").write_text("0")
     command = [sys.executable, "-m", "evomerge", "search", str(config)]
     answer = subprocess.run(
-        [*command, "--workers", str(workers)],
+        [*command, "--workers", "2"],
         capture_output=True,
         text=True,
         check=False,
