@@ -92,7 +92,7 @@ def test_a_start_on_a_full_disk_says_so_and_waits(
 ) -> None:
     small_disk = disk("disk", 2**20)
     config = moved(faulty(trials=4), small_disk)
-    waits = "writing the study's journal: [Errno 28] No space left on device; tried again in"
+    waits = "writing the study's journal: OSError: [Errno 28] No space left on device; tried again"
 
     def make_room() -> None:
         with full(small_disk):

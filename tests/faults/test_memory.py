@@ -55,7 +55,8 @@ def test_in_scoring_even_with_the_smallest_batch(
     failures = {record.baseline: record.failure for record in report.records if record.failure}
     assert set(failures) == {"linear", "task_arithmetic 0.5"}, "the same weights"
     assert set(failures.values()) == {
-        "out of memory with 64 tokens in a forward pass on cpu: tried to allocate 2 GiB"
+        "tasks 'capital', 'past': out of memory with 64 tokens in a forward pass on cpu: "
+        "tried to allocate 2 GiB"
     }
     assert report.counts()["complete"] == 4
     assert "256 tokens in a forward pass: 128 from here" in (outcome.folder / "log.txt").read_text()
