@@ -9,6 +9,7 @@ from evomerge.environment import environment
 from evomerge.files import write_text
 from evomerge.going_on import Starts, plain_baselines, take_up_starts
 from evomerge.merging.norms import task_vector_norms
+from evomerge.notify import KEPT_NOTIFY
 from evomerge.scorers import published
 from evomerge.searching.even_norms import enqueue_starts
 from evomerge.searching.kept_questions import keep_questions
@@ -29,6 +30,7 @@ from evomerge.searching.study import (
     write_goal,
 )
 from evomerge.session import Session
+from evomerge.typed_yaml import with_value
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ def begin(session: Session, starts: Starts, workers: int) -> None:
     text = bench.loaded.file.read_text(encoding="utf-8")
     if (url := bench.loaded.config.storage) is not None:
         text = text.replace(url, without_password(url))
+    if bench.loaded.config.notify is not None:
+        # Its address or command may hold a secret; and who reads a record must run none from it.
+        text = with_value(text, "notify", f'"{KEPT_NOTIFY}"')
     if not folder.config.exists():
         patiently("writing config.yaml", lambda: write_text(folder.config, text))
     if CONFIG not in study.user_attrs:

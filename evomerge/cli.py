@@ -226,6 +226,7 @@ def worker(
         bool, typer.Option("--with-parent", hidden=True, help="Die when standard input closes.")
     ] = False,
     allow_code: AllowCode = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Joins a search that runs here or on another machine, until its budget is spent."""
     with _errors(EXIT_OF_WORKER), _messages(), _quiet():
@@ -237,6 +238,7 @@ def worker(
             beside=beside,
             folder=folder,
             allow_code=allow_code,
+            trust_remote_code=trust_remote_code,
             with_parent=with_parent,
         )
         joined = work(run, here, config)

@@ -30,6 +30,7 @@ from evomerge.config_values import (
     read_switch,
 )
 from evomerge.errors import UserError, did_you_mean
+from evomerge.files import is_there
 from evomerge.merging.placement import Placement
 from evomerge.methods import METHODS
 from evomerge.methods.compiled import Compile
@@ -42,12 +43,13 @@ from evomerge.searching.samplers import SAMPLERS
 from evomerge.searching.stacks import Order
 from evomerge.typed_yaml import read_yaml, validate
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 ModelField = Annotated[Model, BeforeValidator(read_model)]
 RangesField = Annotated[dict[str, Annotated[Any, Field()]], BeforeValidator(read_ranges)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ class BudgetConfig:
 
     trials: Count | None = None
     documents: Count | None = None
-    hours: Annotated[float, Field(gt=0)] | None = None
+    hours: Annotated[float, Field(gt=0, le=100_000)] | None = None
     until: Annotated[int | None, BeforeValidator(read_clock)] = None
 
     def deadline(self, now: datetime.datetime) -> datetime.datetime | None:
@@ -137,7 +139,7 @@ class DocumentsConfig:
     __pydantic_config__ = _STRICT
 
     holdout: Share = 0.5
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +179,8 @@ class SearchConfig:
     start_from: Annotated[tuple[Path, ...], BeforeValidator(read_list)] = ()
     finalists: Count | None = None
     stop_on_plateau: bool = False
-    trial_minutes: Annotated[float, Field(gt=0)] | None = None
-    seed: int = 0
+    trial_minutes: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    seed: Seed = 0
     dtype: DType | None = None
     vocabulary: str = BASE
     device: str = "auto"
@@ -277,7 +279,7 @@ def _problems(config: SearchConfig, folder: Path) -> list[str]:
     problems += [
         f"start_from: {path} is not there; expected the run folder of a search, or a recipe.yaml"
         for path in config.start_from
-        if not (folder / path).exists()
+        if not is_there(folder / path)
     ]
     for name, task in config.tasks.items():
         problems += task_problems(name, task or TaskConfig(), folder)
@@ -335,7 +337,8 @@ def _outside(place: str, ranges: dict[str, Any], methods: tuple[str, ...]) -> li
 def _calibration_problems(config: SearchConfig, folder: Path) -> list[str]:
     needing = [n for n in config.space.methods if "activations" in METHODS[n].needs]
     if config.calibration is not None:
-        if not (folder / config.calibration.file).is_file():
+        file = folder / config.calibration.file
+        if not is_there(file) or not file.is_file():
             return [f"calibration.file: {config.calibration.file} is no file; expected a text"]
     elif needing:
         return [

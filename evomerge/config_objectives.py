@@ -29,7 +29,7 @@ ObjectivesField = Annotated[
 class ConstraintConfig:
     """A limit to one task's metric: one of these."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     below_base: float | None = None
     at_least: float | None = None

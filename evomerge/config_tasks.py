@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.errors import did_you_mean
+from evomerge.files import is_there
 
 LM_EVAL = "lm_eval"
 BITS_PER_BYTE = "bits_per_byte"
@@ -43,7 +44,7 @@ def read_scorer(value: Any) -> Any:
 class TaskConfig:
     """One task and what of it counts."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     scorer: Annotated[str | None, BeforeValidator(read_scorer)] = None
     folder: Path | None = None
@@ -82,7 +83,9 @@ def task_problems(name: str, task: TaskConfig, folder: Path) -> Iterator[str]:
         file = getattr(task, required)
         if file is None:
             yield f"tasks.{name}.{required}: is missing; {task.scorer} needs one"
-        elif not (folder / file).is_file():
+        elif not is_there(folder / file) or not (folder / file).is_file():
             yield f"tasks.{name}.{required}: {file} is no file ({folder / file})"
-    if task.folder is not None and not (folder / task.folder).is_dir():
+    if task.folder is not None and not (
+        is_there(folder / task.folder) and (folder / task.folder).is_dir()
+    ):
         yield f"tasks.{name}.folder: {task.folder} is no folder ({folder / task.folder})"

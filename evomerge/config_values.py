@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.architectures import LAYER_PARTS
 from evomerge.errors import did_you_mean
 from evomerge.methods import METHODS
-from evomerge.notify import is_url
+from evomerge.notify import KEPT_NOTIFY, is_url
 from evomerge.searching.groups import Blocks, Knots
 from evomerge.searching.space import Range
 
@@ -33,8 +33,8 @@ def read_known(names: Any, kind: str) -> Any:
 
     def check(value: Any) -> Any:
         for name in value if isinstance(value, (list, tuple)) else [value]:
-            if name not in names:
-                raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(str(name), names)}")
+            if not isinstance(name, str) or name not in names:
+                raise ValueError(f"unknown {kind} {name!r:.80}; {did_you_mean(str(name), names)}")
         return value
 
     return check
@@ -100,7 +100,7 @@ def read_parts(value: Any) -> Any:
     if value == "separate":
         return tuple((part,) for part in LAYER_PARTS)
     lists = isinstance(value, list) and all(isinstance(group, list) for group in value)
-    if lists and sorted(part for group in value for part in group) == sorted(LAYER_PARTS):
+    if lists and sorted(str(p) for group in value for p in group) == sorted(LAYER_PARTS):
         return tuple(tuple(group) for group in value)
     raise ValueError(
         f"expected together, separate, or a list of lists in which each of "
@@ -132,7 +132,7 @@ def range_of(ranges: dict[str, Any], name: str) -> Range | None:
 
 def read_notify(value: Any) -> Any:
     """An http(s) URL, or a command for the shell."""
-    if value is None:
+    if value is None or value == KEPT_NOTIFY:
         return None
     scheme = re.match(r"\s*(\w+)://", value) if isinstance(value, str) else None
     if not isinstance(value, str) or not value.strip() or (scheme and not is_url(value)):

@@ -14,7 +14,7 @@ from evomerge.inspection import Inspection
 from evomerge.merging.models import Models
 from evomerge.model_card import SAMPLES, lm_eval_commands, score_command
 from evomerge.notify import describe_target
-from evomerge.report import RunReport, read_run
+from evomerge.report import RunReport, read_run, readable
 from evomerge.scoring.answers import Answers, warnings
 from evomerge.scoring.scorecard import Scorecard
 from evomerge.searching.objective import UNIT_NAMES
@@ -123,7 +123,9 @@ def describe_outcome(outcome: "Outcome") -> str:
 
 def describe_run(run: Path, storage: str | None = None) -> str:
     """As `describe_report`, of a run folder."""
-    return describe_report(read_run(run, storage))
+    report = read_run(run, storage)
+    with readable(run):
+        return describe_report(report)
 
 
 def describe_report(report: RunReport) -> str:
@@ -218,14 +220,15 @@ def describe_lm_eval(run: Path, trial: int) -> str:
     """The commands that score a trial again, to be run after its export: stock lm-eval's, and
     `evomerge score` for tasks that it does not know."""
     report = read_run(run)
-    if trial not in {record.number for record in report.ranked}:
-        raise UserError(f"trial {trial} has no scores")
-    lines = [
-        f"evomerge export {run} OUT --trial {trial}",
-        *lm_eval_commands("OUT", report.tasks, f"OUT/{SAMPLES}"),
-    ]
-    if command := score_command("OUT", report.tasks):
-        lines.append(f"{command}   # tasks that stock lm-eval does not know")
+    with readable(run):
+        if trial not in {record.number for record in report.ranked}:
+            raise UserError(f"trial {trial} has no scores")
+        lines = [
+            f"evomerge export {run} OUT --trial {trial}",
+            *lm_eval_commands("OUT", report.tasks, f"OUT/{SAMPLES}"),
+        ]
+        if command := score_command("OUT", report.tasks):
+            lines.append(f"{command}   # tasks that stock lm-eval does not know")
     return "\n".join(lines)
 
 

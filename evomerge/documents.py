@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from evomerge.errors import UserError
-from evomerge.report import RunReport, read_run
+from evomerge.report import RunReport, read_run, readable
 from evomerge.scoring.scorecard import Answered, DocumentArrays, read_answers, read_arrays
 from evomerge.searching.kept_questions import read_kept
 from evomerge.searching.run_folder import RunFolder, Side
@@ -86,13 +86,24 @@ def flips(
     """
     run = _report(folder)
     other = run if other_folder is None else _report(other_folder)
+    with readable(run.folder):
+        return _flips((run, first), (other, second), side, tasks)
+
+
+def _flips(
+    ours: tuple[RunReport, int],
+    theirs: tuple[RunReport, int],
+    side: Side,
+    wanted: Collection[str] | None,
+) -> pd.DataFrame:
+    (run, first), (other, second) = ours, theirs
     one, two = _trial(run, first, side), _trial(other, second, side)
     scored = {}
     for task, target in run.goal.points.targets.items():
-        if tasks is not None and task not in tasks:
+        if wanted is not None and task not in wanted:
             continue
-        ours, theirs = (trial.values(task, target.metric) for trial in (one, two))
-        if both := {n: (ours[n], theirs[n]) for n in ours if n in theirs}:
+        own, others = (trial.values(task, target.metric) for trial in (one, two))
+        if both := {n: (own[n], others[n]) for n in own if n in others}:
             scored[task] = both
     if not scored:
         raise UserError(

@@ -12,6 +12,9 @@ EvomergeError
 import difflib
 from collections.abc import Iterable
 
+_COMPARED = 200  # characters of names that are looked at for likeness
+_LISTED = 500  # names
+
 
 class EvomergeError(Exception):
     """Base of them; never raised itself."""
@@ -35,7 +38,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("tise", ["ties", "linear"])
     "did you mean 'ties'? Known: linear, ties"
     """
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    listing = f"Known: {', '.join(names)}" if names else "None is known"
+    names = sorted(map(str, known))
+    # Both may come from a file; comparing takes the product of their lengths.
+    comparable = (
+        [each for each in names if len(each) <= _COMPARED] if len(name) <= _COMPARED else []
+    )
+    near = difflib.get_close_matches(name, comparable[:_LISTED], n=1, cutoff=0.5)
+    listing = f"Known: {', '.join(names[:_LISTED])}" if names else "None is known"
+    listing += f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"did you mean '{near[0]}'? {listing}" if near else listing

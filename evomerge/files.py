@@ -51,6 +51,25 @@ def cache_folder(name: str) -> Path:
     return Path(cache) / "evomerge" / name
 
 
+def is_there(path: Path) -> bool:
+    """As path.exists(), also for what no path can be: names too long, or with a NUL in them."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_text(path: Path) -> str:
+    """The text (UTF-8) of an ordinary file.
+
+    FileNotFoundError where there is none, other OSErrors where it cannot be read or is no file (a
+    pipe would never end), ValueError where it is no UTF-8, or the name is none.
+    """
+    if is_there(path) and not path.is_file():
+        raise OSError(f"{path.name} is no ordinary file")
+    return path.read_text(encoding="utf-8")
+
+
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content, read in chunks."""
     digest = hashlib.sha256()

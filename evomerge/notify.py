@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 log = logging.getLogger(__name__)
 
+KEPT_NOTIFY = "***"
+"""What a run's record has instead of whom it tells; it notifies nobody."""
 _URL_SECONDS = 10.0
 _COMMAND_SECONDS = 30.0
 EndState = Literal["finished", "stopped", "failed"]
@@ -59,8 +61,12 @@ def is_url(target: str) -> bool:
 
 
 def describe_target(target: str) -> str:
-    """The host of a URL, whose path may be a secret, or the command."""
-    return f"{urlsplit(target).hostname} (POST)" if is_url(target) else f"`{target}`"
+    """The host of a URL, whose path may be a secret, or the program of a command, whose other words
+    may be one."""
+    if is_url(target):
+        return f"{urlsplit(target).hostname} (POST)"
+    words = [word for word in target.split() if "=" not in word]  # not NAME=value before it
+    return f"`{words[0]} ...`" if words else "the command"
 
 
 def _post(url: str, notice: Notice) -> str | None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from evomerge.errors import UserError, did_you_mean
-from evomerge.files import write_text
+from evomerge.files import is_there, read_text, write_text
 from evomerge.typed_yaml import dump_yaml, parse_yaml, validate
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -31,6 +31,9 @@ MERGED = "merged"
 
 UNION = "union"
 """The vocabulary that has the base's tokens, then what the sources add."""
+
+_MOST_LAYERS = 10_000
+"""In a list of layers: far more than models have, and few enough to hold."""
 
 _HEADER = """\
 # A merge recipe of evomerge: all that is needed to make the same weights again.
@@ -47,10 +50,13 @@ def parse_sequence(value: Any) -> Any:
     for piece in value if isinstance(value, list) else str(value).split(","):
         first, _, last = str(piece).strip().partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or len(first + last) > 8:
-            raise ValueError(f"expected layers such as 5, 0-3 or 0-3,7, got {value!r}")
-        layers += range(int(first), int(last or first) + 1)
+            raise ValueError(f"expected layers such as 5, 0-3 or 0-3,7, got {value!r:.80}")
+        span = range(int(first), int(last or first) + 1)
+        if len(layers) + len(span) > _MOST_LAYERS:
+            raise ValueError(f"expected at most {_MOST_LAYERS} layers, got {value!r:.80}")
+        layers += span
     if not layers:
-        raise ValueError(f"expected at least one layer, got {value!r}")
+        raise ValueError(f"expected at least one layer, got {value!r:.80}")
     return tuple(layers)
 
 
@@ -75,7 +81,7 @@ def format_layers(layers: tuple[int, ...]) -> str:
 class Model:
     """Where a checkpoint lies, and what it must contain."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str
     """Folder, or id on the model hub."""
@@ -93,7 +99,7 @@ class Lines:
     alpha, that of the final norm and the head by alpha + beta.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     alpha: float
     beta: float
@@ -103,7 +109,7 @@ class Lines:
 class Rule:
     """How a group of tensors is merged."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     method: str
     sources: tuple[str, ...]
@@ -138,7 +144,7 @@ class Rule:
 class Piece:
     """Successive layers of a stack, all of one model."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     source: str
     """Name of a source, `base`, or `merged`: what the recipe's rules make of the layer."""
@@ -152,7 +158,7 @@ class Piece:
 class Calibration:
     """The text that sources read for methods that ask for their activations."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     file: str
     """Plain text, UTF-8."""
@@ -168,7 +174,7 @@ class Calibration:
 class Recipe:
     """The frozen result of one proposal, or what a person wrote."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     base: Model
     sources: dict[str, Model]
@@ -263,17 +269,17 @@ class Recipe:
     def read(path: Path) -> "Recipe":
         """Reads recipe.yaml; local paths are taken relative to the file."""
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from error
         recipe = Recipe.from_yaml(text, name=str(path))
 
         def located(model: Model) -> Model:
             beside = path.parent / model.path
-            return dataclasses.replace(model, path=str(beside)) if beside.exists() else model
+            return dataclasses.replace(model, path=str(beside)) if is_there(beside) else model
 
         calibration = recipe.calibration
-        if calibration is not None and (beside := path.parent / calibration.file).exists():
+        if calibration is not None and is_there(beside := path.parent / calibration.file):
             calibration = dataclasses.replace(calibration, file=str(beside))
         return dataclasses.replace(
             recipe,

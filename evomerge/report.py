@@ -1,7 +1,9 @@
 """A run as frames and figures, read from its folder alone; reading disturbs no search."""
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -9,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from evomerge.errors import UserError
+from evomerge.errors import EvomergeError, UserError
 from evomerge.frames import coefficients_frame, parameters_frame, scores_frame, trials_frame
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.scorecard import Metric, from_json
@@ -32,6 +34,8 @@ from evomerge.searching.references import REFERENCES
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import OBJECTIVE, TASKS, find_study, read_goal
 from evomerge.searching.verdict import Verdict
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,28 +148,50 @@ class RunReport:
 
     def trials(self) -> pd.DataFrame:
         """One row per trial."""
-        return trials_frame(self)
+        with readable(self.folder):
+            return trials_frame(self)
 
     def scores(self) -> pd.DataFrame:
         """One row per trial, side of the split, task and metric."""
-        return scores_frame(self)
+        with readable(self.folder):
+            return scores_frame(self)
 
     def parameters(self) -> pd.DataFrame:
         """One row per trial, one column per parameter of the space."""
-        return parameters_frame(self)
+        with readable(self.folder):
+            return parameters_frame(self)
 
     def coefficients(self, number: int) -> pd.DataFrame:
         """One row per rule and source of a trial's recipe."""
-        return coefficients_frame(self, number)
+        with readable(self.folder):
+            return coefficients_frame(self, number)
 
 
 def read_run(run: Path | str, storage: str | None = None) -> RunReport:
     """Reads a run folder; UserError if it holds no run."""
     folder = RunFolder(Path(run))
-    study = find_study(folder.storage_of_run(storage))
-    if study is None or OBJECTIVE not in study.user_attrs:
-        raise UserError(f"{run}: holds no search that began")
-    return report_of(folder.path, study.user_attrs, read_trials(study))
+    if storage is None and folder.journal.exists() and not folder.journal.is_file():
+        raise UserError(f"{folder.journal}: is no ordinary file; expected a search's journal")
+    with readable(run):
+        study = find_study(folder.storage_of_run(storage))
+        if study is None or OBJECTIVE not in study.user_attrs:
+            raise UserError(f"{run}: holds no search that began")
+        return report_of(folder.path, study.user_attrs, read_trials(study))
+
+
+@contextmanager
+def readable(run: Path | str) -> Iterator[None]:
+    """Around what reads a run: UserError where values in it are not what this version writes."""
+    try:
+        yield
+    except EvomergeError:
+        raise
+    except Exception as error:  # of Optuna, and of whoever meets a text where a number should be
+        log.debug("%s", run, exc_info=error)
+        raise UserError(
+            f"{run}: its study cannot be read ({type(error).__name__}: {str(error)[:500]}); "
+            "expected what evomerge search writes: it is damaged, or of another version"
+        ) from error
 
 
 def report_of(

@@ -55,14 +55,11 @@ def session(
     bench: Bench,
     study: optuna.Study,
     folder: RunFolder,
-    budget: Budget | None,
+    budget: Budget,
     storage: str | None,
     label: str | None = None,
 ) -> Iterator[Session]:
-    """Present among the workers until the block ends.
-
-    budget: None: that of the run's last start. label: how this worker is called.
-    """
+    """Present among the workers until the block ends. label: how this worker is called."""
     presence: Presence
     if storage is None:
         presence = FolderPresence(folder, label)
@@ -75,7 +72,7 @@ def session(
             study=study,
             folder=folder,
             presence=presence,
-            budget=budget or budget_of_run(study),
+            budget=budget,
             storage=storage,
         )
     finally:

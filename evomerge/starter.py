@@ -8,6 +8,8 @@ from evomerge.devices import choose_device, free_bytes
 from evomerge.merging.models import open_models
 from evomerge.recipe import BASE, Model, Recipe
 
+_LONGEST = 100  # characters of a name: names become folders
+
 _TEMPLATE = """\
 # A search configuration of evomerge. Every key: configs/README.md. Look before you run:
 #   evomerge check THIS_FILE
@@ -75,7 +77,8 @@ def source_names(sources: Sequence[str]) -> list[str]:
     """Short distinct names from paths: their last component, numbered where it repeats."""
     names: list[str] = []
     for source in sources:
-        stem = re.sub(r"[^\w.-]", "_", Path(source.partition("@")[0]).name) or "source"
+        last = Path(source.partition("@")[0]).name[:_LONGEST]
+        stem = re.sub(r"[^\w.-]", "_", last).lstrip(".") or "source"
         name, number = stem, 2
         while name in names or name == BASE:
             name, number = f"{stem}_{number}", number + 1

@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from evomerge.errors import UserError, did_you_mean
+from evomerge.files import read_text
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
@@ -24,21 +25,98 @@ def read_yaml(path: Path, kind: type[T]) -> T:
     read, is no YAML mapping, has a key twice, or does not fit.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     return parse_yaml(text, kind, name=str(path))
 
 
 def parse_yaml(text: str, kind: type[T], *, name: str) -> T:
     """As `read_yaml`, from a text; `name` stands for the file in error messages."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines = dict(_lines(node, (), name)) if node is not None else {}
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{name}: is not YAML: {error}") from error
+    documents = safe_documents(text, name)
+    if len(documents) > 1:
+        raise UserError(f"{name}: holds {len(documents)} YAML documents; expected one")
+    node, data = documents[0] if documents else (None, None)
+    lines = dict(_lines(node, (), name)) if node is not None else {}
     return validate(data, kind, name=name, lines=lines)
+
+
+def safe_documents(
+    text: str, name: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader
+) -> list[tuple[yaml.Node, Any]]:
+    """The YAML documents of a text: nodes, and plain values without tags of any program's own.
+
+    kind: the loader, which may know further tags. UserError for what is no YAML, and where aliases
+    (`*name`) make much of little.
+    """
+    found = []
+    loader = None
+    try:
+        loader = kind(text)
+        while loader.check_node():
+            node: yaml.Node = loader.get_node()  # type: ignore[assignment]
+            _check_size(node, len(text), name)
+            found.append((node, loader.construct_document(node)))
+    except UserError:
+        raise
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{name}: is not YAML: {str(error) or type(error).__name__}") from error
+    except _UNREADABLE as error:
+        raise UserError(
+            f"{name}: has a value that is none of its kind, such as a date 2020-99-99, or !!int of "
+            f"a word: {type(error).__name__}: {error}; expected plain YAML"
+        ) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return found
+
+
+def with_value(text: str, key: str, value: str) -> str:
+    """The text with another value of one of its first keys; as it is where it has no such key."""
+    for node, _ in safe_documents(text, "text")[:1]:
+        if isinstance(node, yaml.MappingNode):
+            for name, own in node.value:
+                if name.value == key:
+                    start, end = own.start_mark.index, own.end_mark.index
+                    line = "\n" if text[:end].endswith("\n") else ""  # of a text over lines
+                    return f"{text[:start]}{value}{line}{text[end:]}"
+    return text
+
+
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What PyYAML lets pass where a value does not fit its tag."""
+_ALIASES = 10_000
+"""Values that aliases may add to those that are written."""
+
+
+def _check_size(node: yaml.Node, written: int, name: str) -> None:
+    """A value takes a character at least, so that more of them than characters are aliases'."""
+    left = written + _ALIASES
+    waiting: list[tuple[yaml.Node, int]] = [(node, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        left -= 1
+        if left < 0 or depth > _DEPTH:
+            raise UserError(
+                f"{name}: aliases (*name) or nesting make the file too large: more than "
+                f"{written + _ALIASES} values, or {_DEPTH} levels; expected a plain file"
+            )
+        if each.tag in _NO_JSON:
+            raise UserError(f"{name}: {each.tag.rpartition(':')[2]}: expected plain values")
+        if isinstance(each, yaml.MappingNode):
+            waiting += [(one, depth + 1) for pair in each.value for one in pair]
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += [(one, depth + 1) for one in each.value]
+        elif each.tag == _INTEGER and len(each.value) > _DIGITS:
+            raise UserError(f"{name}: a number of {len(each.value)} digits; expected a shorter one")
+
+
+_NO_JSON = {f"tag:yaml.org,2002:{kind}" for kind in ("set", "omap", "pairs", "binary")}
+_INTEGER = "tag:yaml.org,2002:int"
+_DIGITS = 100
+_DEPTH = 100
+"""Levels of nesting."""
 
 
 def validate(
@@ -51,12 +129,21 @@ def validate(
     try:
         result: T = adapter.validate_python(dict(data))
     except ValidationError as error:
-        schema = adapter.json_schema()
-        problems = [
-            _describe(problem, data, lines or {}, schema, name) for problem in error.errors()
-        ]
-        raise UserError("\n".join(dict.fromkeys(problems))) from None
+        schema = _schema(cast(Hashable, kind))
+        found = error.errors(include_url=False)
+        problems = [_describe(each, data, lines or {}, schema, name) for each in found[:_SHOWN]]
+        more = [f"{name}: and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        raise UserError("\n".join(dict.fromkeys([*problems, *more]))) from None
     return result
+
+
+@functools.cache
+def _schema(kind: Hashable) -> dict[str, Any]:
+    return _adapter(kind).json_schema()
+
+
+_SHOWN = 30
+"""Mistakes that are told at a time."""
 
 
 @functools.cache
@@ -71,6 +158,8 @@ def _lines(node: yaml.Node, path: KeyPath, name: str) -> Iterator[tuple[KeyPath,
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{name}, line {line}: a key is a list or mapping; expected a name")
             if key.value in seen:
                 where = ".".join(map(str, (*path, key.value)))
                 first = seen[key.value]

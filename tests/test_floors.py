@@ -71,14 +71,20 @@ BESIDE = {
     ("config", "config_values"),
 }
 """Rooms of one floor that may know each other: the first knows the second."""
-INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors")}
+INSIDE_FLOOR_ZERO = {("files", "errors"), ("typed_yaml", "errors"), ("typed_yaml", "files")}
 UP = {("describe", "checking"), ("frames", "report")}
 """Types only, under TYPE_CHECKING."""
 
 DOORS = {
     "lm_eval": {
         *("scoring/harness.py", "scoring/loading.py", "scoring/language_model.py"),
-        *("scoring/encoding.py", "scoring/kept_requests.py", "scoring/task_names.py"),
+        *(
+            "scoring/encoding.py",
+            "scoring/kept_requests.py",
+            "scoring/task_names.py",
+            "scoring/task_safety.py",
+            "scoring/sandbox.py",
+        ),
     },
     "optuna": {
         *("searching", "dashboard", "verbs.py", "checking.py", "ending.py"),

@@ -21,6 +21,8 @@ from evomerge.files import sha256_of_file
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_REPEATS = 2
+"""Repeats in a pattern: the time of a search grows with a power of that."""
 _KINDS = r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?$"
 
 
@@ -160,13 +162,15 @@ class Adapter:
     def _place(self, wanted: str, stored: str) -> str:
         """The base's name of a tensor; checkpoints may leave out the base model's prefix."""
         known = self._base.tensors
-        found = [name for name in known if name == wanted or wanted.endswith(f".{name}")]
-        if not found:
+        # The longest comes first.
+        ends = [wanted, *(wanted[dot + 1 :] for dot, sign in enumerate(wanted) if sign == ".")]
+        found = next((end for end in ends if end in known), None)
+        if found is None:
             raise UserError(
                 f"{self.folder / WEIGHTS}: {stored} changes {wanted!r}, which the base does not "
                 "have (a tied head is no tensor of its own); expected an adapter of this very base"
             )
-        return max(found, key=len)
+        return found
 
     def _low_rank(self, module: str, place: str, names: Mapping[str, str]) -> _Change:
         embedding = "lora_embedding_A" in names
@@ -177,7 +181,7 @@ class Adapter:
                 f"{' and '.join(kinds)}"
             )
         down, up = (names[kind] for kind in kinds)
-        rank = self._open.get_slice(down).get_shape()[0]
+        rank = self._rank(down, up)
         alpha = self._pattern("alpha_pattern", module, self._settings.get("lora_alpha") or rank)
         root = self._settings.get("use_rslora", False)
         return _Change(
@@ -191,10 +195,43 @@ class Adapter:
     def _pattern(self, key: str, module: str, default: float) -> float:
         """A value that may differ by module; patterns match whole ends of names, as in PEFT."""
         patterns: dict[str, Any] = self._settings.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise UserError(f"{self.folder / CONFIG}: {key}: expected a mapping of patterns")
         for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return float(value)
-        return float(default)
+            if self._matcher(key, pattern).match(module):
+                return self._number(f"{key}.{pattern}", value)
+        return self._number("lora_alpha", default)
+
+    def _matcher(self, key: str, pattern: str) -> re.Pattern[str]:
+        """UserError for what is no pattern, or one whose search may take for ever."""
+        try:
+            found = re.compile(rf"(.*\.)?({pattern})$")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"{self.folder / CONFIG}: {key}: {pattern!r:.80} is no regular expression: {error}"
+            ) from error
+        repeats = re.findall(r"[*+{]", pattern)
+        if len(repeats) > _REPEATS or re.search(r"\)[*+{]|\\[1-9]|\(\?P=", pattern):
+            raise UserError(
+                f"{self.folder / CONFIG}: {key}: {pattern!r:.80} repeats groups, or more than "
+                f"{_REPEATS} times; expected names of modules, or simple patterns"
+            )
+        return found
+
+    def _number(self, key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+            raise UserError(f"{self.folder / CONFIG}: {key}: {value!r:.80}; expected a number")
+        return float(value)
+
+    def _rank(self, down: str, up: str) -> int:
+        """r, of two factors that can be multiplied; UserError where they cannot."""
+        first, second = (self._open.get_slice(name).get_shape() for name in (down, up))
+        if len(first) != 2 or len(second) != 2 or first[0] != second[1] or first[0] < 1:
+            raise UserError(
+                f"{self.folder / WEIGHTS}: {down} has shape {first} and {up} {second}; expected "
+                "[r, in] and [out, r]"
+            )
+        return int(first[0])
 
     def _shape(self, place: str, change: _Change) -> tuple[int, ...]:
         """Of the changed tensor: the base's, or that of a whole tensor with other rows."""
@@ -209,6 +246,13 @@ class Adapter:
             rows = self._open.get_slice(change.up).get_shape()[0]
             columns = self._open.get_slice(change.down).get_shape()[1]
             got = (columns, rows) if change.transposed else (rows, columns)
+        if change.magnitude is not None:
+            lengths = self._open.get_slice(change.magnitude).get_shape()
+            if math.prod(lengths) != got[1 if change.transposed else 0]:
+                raise UserError(
+                    f"{self.folder / WEIGHTS}: {change.magnitude} has shape {lengths}; "
+                    f"expected one number for each of the rows of {place}"
+                )
         # Whether a whole tensor may have other rows than the base's depends on its place.
         if got != whole or whole[1:] != shape[1:]:
             raise UserError(

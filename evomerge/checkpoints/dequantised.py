@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from io import StringIO
 from pathlib import Path
 
+from evomerge.checkpoints.gguf_header import check_header
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.quantised import (
     PACKAGES,
@@ -43,6 +44,8 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
     found = find_quantised(path)
     if found is None:
         return Checkpoint(path)
+    if found.method == "gguf":
+        check_header(found.weights[0])
     folder = _kept(found, trust_remote_code=trust_remote_code)
     return Checkpoint(folder, original=found.weights)
 

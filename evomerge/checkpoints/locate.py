@@ -17,7 +17,13 @@ def locate(path: str, revision: str | None = None, *, relative_to: Path | None =
     `owner/name` is taken as a model of the hub at `revision`: only safetensors, configuration and
     tokenizer files are fetched, never pickled weights or code. UserError if neither is found.
     """
-    folder = (relative_to or Path()) / Path(path).expanduser()
+    try:
+        folder = (relative_to or Path()) / Path(path).expanduser()
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown ~user
+        raise UserError(f"{path!r:.200}: is no path ({error}); expected a model folder") from None
     if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
         return folder
     if folder.is_file() or Path(path).is_absolute() or path.startswith((".", "~")):

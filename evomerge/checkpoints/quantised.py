@@ -7,6 +7,7 @@ or the loaded model does, or its tensors do. What it has no way for is refused b
 import importlib.util
 import inspect
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -24,8 +25,9 @@ from transformers import (
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
-from evomerge.checkpoints.source import read_json, weight_files
-from evomerge.checkpoints.tokenizer import FILES, has_tokenizer
+from evomerge.checkpoints.gguf_header import count_tensors
+from evomerge.checkpoints.source import open_file, read_json, weight_files
+from evomerge.checkpoints.tokenizer import FILES, check_inside, has_tokenizer
 from evomerge.errors import UserError
 from evomerge.files import write_text
 
@@ -38,6 +40,9 @@ PACKAGES = {
     "bitsandbytes_8bit": "bitsandbytes",
 }
 """Method: the package that transformers needs for it."""
+_PACKED = 16
+"""Weights in an element of a packed tensor, at most: of 2 bits in 32."""
+_SLACK = 1_000_000
 _BY_TENSOR = ("torchao",)
 """Methods whose tensors, once loaded, turn themselves back into plain ones."""
 
@@ -142,6 +147,7 @@ def write_plain(found: Quantised, out: Path, *, trust_remote_code: bool) -> None
             "dtype": config["dtype"]
         }
     write_text(out / "config.json", json.dumps(config, indent=2))
+    check_inside(found.path, found.beside)
     for path in found.beside:
         shutil.copyfile(path, out / path.name)
     if found.method == "gguf" and not has_tokenizer(out) and _brings_tokenizer(found.weights[0]):
@@ -155,6 +161,10 @@ def _load(found: Quantised, trust_remote_code: bool) -> PreTrainedModel:
     automatic: Any = AutoModelForCausalLM
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(found.folder, **options)
+    headers = [open_file(path) for path in found.weights]
+    slices = [header.get_slice(name) for header in headers for name in header.keys()]  # noqa: SIM118
+    elements = sum(math.prod(each.get_shape()) for each in slices)
+    _check_size(config, len(slices), _PACKED * elements, trust_remote_code)
     if _while_loading(found.method):
         config.quantization_config = {**config.quantization_config, "dequantize": True}
     model, info = automatic.from_pretrained(
@@ -173,6 +183,11 @@ def _load(found: Quantised, trust_remote_code: bool) -> PreTrainedModel:
 
 def _load_gguf(found: Quantised) -> PreTrainedModel:
     automatic: Any = AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(
+        found.folder, gguf_file=found.weights[0].name, local_files_only=True
+    )
+    tensors, elements = count_tensors(found.weights[0])
+    _check_size(config, tensors, elements, False)
     model, info = automatic.from_pretrained(
         found.folder,
         gguf_file=found.weights[0].name,
@@ -183,6 +198,24 @@ def _load_gguf(found: Quantised) -> PreTrainedModel:
     )
     _check_complete(model, info)
     return model  # type: ignore[no-any-return]
+
+
+def _check_size(config: Any, tensors: int, elements: int, trust_remote_code: bool) -> None:
+    """ValueError for a configuration of a model that is larger than its files: all of it would be
+    made in memory before its weights are looked for."""
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if depth is not None and not (isinstance(depth, int) and 0 < depth <= tensors):
+        raise ValueError(
+            f"the configuration tells {depth!r} layers, and there are {tensors} tensors"
+        )
+    with torch.device("meta"):
+        automatic: Any = AutoModelForCausalLM
+        plain = automatic.from_config(config, trust_remote_code=trust_remote_code)
+    wanted = sum(parameter.numel() for parameter in plain.parameters())
+    if wanted > 2 * elements + _SLACK:  # twice: a head may be tied in one and not in the other
+        raise ValueError(
+            f"the configuration tells of {wanted} weights, and the files have at most {elements}"
+        )
 
 
 def _check_complete(model: PreTrainedModel, info: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evomerge.errors import UserError
-from evomerge.files import sha256_of_file
+from evomerge.files import read_text, sha256_of_file
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -125,7 +125,7 @@ def combine_hashes(hashes: Mapping[str, str]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; UserError if it is missing, damaged or no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; expected a model folder of transformers") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -142,7 +142,7 @@ def weight_files(folder: Path) -> dict[str, str]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{folder / INDEX}: expected a 'weight_map' from tensors to files")
         for name, file in weight_map.items():
-            if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+            if not _is_plain(file):
                 raise UserError(
                     f"{folder / INDEX}: weight_map.{name}: {file!r} points outside the folder; "
                     "expected the plain name of a file in it"
@@ -159,9 +159,22 @@ def weight_files(folder: Path) -> dict[str, str]:
     raise UserError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; expected safetensors weights")
 
 
+def _is_plain(file: Any) -> bool:
+    """Whether it is the name of something in the folder itself."""
+    return (
+        isinstance(file, str)
+        and PurePosixPath(file).name == file
+        and file != ".."
+        and "\\" not in file
+        and file.isprintable()
+    )
+
+
 def open_file(path: Path) -> Any:
     """A safetensors file, its header checked; UserError if it is missing or damaged."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no ordinary file")
         return safe_open(path, framework="pt", device="cpu")
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; the index names it, download it again") from None

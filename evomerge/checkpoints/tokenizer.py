@@ -3,7 +3,7 @@
 import filecmp
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from evomerge.checkpoints.vocabulary import (
 )
 from evomerge.errors import UserError, did_you_mean
 from evomerge.recipe import BASE, UNION
+
+_SAID = 1000  # characters of what another library says
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +53,15 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # the tokenizers library raises bare Exceptions for bad files
+    except BaseException as error:  # the tokenizers library raises bare ones, its panics above all
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
-            f"{folder}: transformers cannot load its tokenizer: {type(error).__name__}: {error}"
+            f"{folder}: transformers cannot load its tokenizer: {type(error).__name__}: "
+            f"{str(error)[:_SAID]}; expected the tokenizer files of the model that it was "
+            "fine-tuned from"
         ) from error
     return tokenizer
 
@@ -177,12 +183,29 @@ def _union(
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the files that make a tokenizer, chat template included."""
+    """Copies the files that make a tokenizer, chat template included.
+
+    UserError for a link out of the folder: what it points at would be published with the result.
+    """
+    check_inside(source, _files(source))
     for path in _files(source):
         if path.is_dir():
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, folder / path.name)
+
+
+def check_inside(folder: Path, paths: Sequence[Path]) -> None:
+    """UserError where a file, or one in a folder, is a link that leads out of the model folder; in
+    the hub's cache, files are links to its blobs."""
+    real = folder.resolve()
+    roots = [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+    for path in [each for one in paths for each in (one, *one.rglob("*"))]:
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise UserError(
+                f"{path}: is a link to {path.resolve()}, outside the model folder, and would be "
+                "copied into the result; expected a file: copy it there yourself if you mean it"
+            )
 
 
 def _files(folder: Path) -> list[Path]:

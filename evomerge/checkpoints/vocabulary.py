@@ -15,11 +15,23 @@ Tokens = tuple[str | int, ...]
 LACKS = -1
 """In a row map: the model has no row for this token."""
 
+_SPARSE, _GAP = 4, 100_000  # numbers per token, and beside, up to which gaps are believed
 _SHOWN = 3  # names in a sentence
 
 
 def tokens_of(numbers: Mapping[str, int]) -> Tokens:
-    """The tokens in the order of their numbers, up to the highest of them."""
+    """The tokens in the order of their numbers, up to the highest of them.
+
+    UserError where that is so far off that the numbers cannot be those of a model's rows.
+    """
+    highest = max(numbers.values(), default=-1)
+    if highest > _SPARSE * len(numbers) + _GAP:
+        token = max(numbers, key=lambda each: numbers[each])
+        raise UserError(
+            f"token {token!r:.80} has number {highest}, of {len(numbers)} tokens; expected numbers "
+            "from 0 with few gaps, since each is a row of the embeddings: is "
+            "tokenizer.json damaged?"
+        )
     by_number = {number: token for token, number in sorted(numbers.items())}
     return tuple(by_number.get(number, number) for number in range(max(by_number, default=-1) + 1))
 

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import io
+import logging
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 import orjson
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -34,6 +35,8 @@ from evomerge.dashboard.runs import Run, Runs
 from evomerge.dashboard.snapshot import Snapshot
 from evomerge.errors import UserError
 
+log = logging.getLogger(__name__)
+
 _HERE = Path(__file__).parent
 _COOKIE = "evomerge_token"
 _SECONDS = 1.0  # between looks whether a run has changed
@@ -41,6 +44,12 @@ _POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
+
+_OF_DAMAGED_RUNS: tuple[type[Exception], ...] = (
+    *(TypeError, ValueError, AttributeError, IndexError, ArithmeticError, AssertionError),
+    *(RecursionError, MemoryError, OSError, TemplateError),
+)
+"""What comes of values in a run's files that are not what this version writes."""
 
 StartOptuna = Callable[[Run], str]
 """Starts optuna-dashboard on a run's study, once, and returns its address."""
@@ -100,7 +109,9 @@ def make_app(
         middleware=middleware,
         exception_handlers={
             UserError: site.refused,
+            UnicodeDecodeError: site.refused,
             KeyError: site.missing,
+            **dict.fromkeys(_OF_DAMAGED_RUNS, site.unshowable),
             HTTPException: site.failed,
             Exception: site.broken,
         },
@@ -239,6 +250,17 @@ class _Site:
     def missing(self, request: Request, error: Exception) -> Response:
         return self._error(request, 404, str(error.args[0]) if error.args else "not there")
 
+    def unshowable(self, request: Request, error: Exception) -> Response:
+        """What a run says cannot be shown; the terminal has the traceback."""
+        log.warning("%s cannot be shown", request.scope["path"], exc_info=error)
+        text = f"{type(error).__name__}: {error}"
+        return self._error(
+            request,
+            422,
+            f"this cannot be shown ({text[:500]}): the run's files are damaged or of another "
+            "version, or evomerge has a mistake; the terminal says more",
+        )
+
     def failed(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return self._error(request, error.status_code, error.detail)
@@ -255,7 +277,7 @@ class _Site:
 
     def _page(self, name: str, request: Request, status: int = 200, **content: Any) -> Response:
         html = self._templates.get_template(name).render(
-            path=request.url.path, query=str(request.query_params), **content
+            path=request.scope["path"], query=_query(request), **content
         )
         headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "same-origin"}
         return HTMLResponse(html, status_code=status, headers=headers)
@@ -290,7 +312,7 @@ class _TokenGate:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        given = request.query_params.get("token")
+        given = request.query_params.get("token") if _query(request) else None
         shown = given or request.cookies.get(_COOKIE, "")
         if hmac.compare_digest(shown.encode(), self._token.encode()):
             if given is None:
@@ -302,6 +324,14 @@ class _TokenGate:
         else:
             response = self._page(request, given is not None)
         await response(scope, receive, send)
+
+
+def _query(request: Request) -> str:
+    """As it may stand in an address; nothing of one that is no text."""
+    try:
+        return str(request.query_params)
+    except ValueError:
+        return ""
 
 
 def new_token() -> str:

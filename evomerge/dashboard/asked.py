@@ -35,7 +35,7 @@ class Asked:
         """UserError for values that are none."""
         words = {k: query.get(k, "") for k in ("state", "method", "name", "kept")}
         page = query.get("page", "1")
-        if not page.isdecimal() or not 0 < int(page) < 10**6:
+        if not page.isdecimal() or len(page) > 6 or not 0 < int(page) < 10**6:
             raise UserError(f"page={page}: expected a number from 1")
         order = query.get("order", "down")
         if words["state"] and words["state"] not in STATES:
@@ -91,7 +91,7 @@ def choose(runs: Runs, words: Sequence[str], default: str | None) -> list[Chosen
             raise UserError(f"{word!r}: of which run? Expected run/number")
         run = runs[name]
         snapshot = ready(run)
-        number = int(trial) if trial.isdecimal() else snapshot.named(trial)
+        number = int(trial[:20]) if trial.isdecimal() else snapshot.named(trial)
         if number is None:
             raise UserError(f"{word!r} is no trial; expected a number or a baseline's name")
         record = snapshot.index.full(number)

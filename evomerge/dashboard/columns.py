@@ -12,6 +12,7 @@ Key = tuple[str, str]
 """Task and "metric,filter"."""
 Vector = NDArray[np.float64]
 
+_MOST = 20_000_000  # a hundred metrics of 200,000 trials; 240 MB
 _FIELDS = ("value", "standard_error", "documents")
 
 
@@ -79,6 +80,10 @@ class Columns:
 
     def _grow(self, trials: int, keys: int) -> None:
         fields, rows, columns = self._table.shape
+        if trials * keys > _MOST:
+            raise ValueError(
+                f"{keys} metrics of {trials} trials; expected fewer than {_MOST} in all"
+            )
         if trials > rows or keys > columns:
             shape = (
                 fields,

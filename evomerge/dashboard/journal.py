@@ -69,6 +69,8 @@ class JournalIndex:
         A last line that is still being written is left for the next time.
         """
         start = self.read
+        if not self.path.is_file():
+            raise OSError(f"{self.path} is no ordinary file")
         with self.path.open("rb") as file:
             file.seek(start)
             for line in file:
@@ -170,9 +172,12 @@ class JournalIndex:
         for name, value in attributes.items():
             prefix, _, number = name.partition(":")
             if prefix == POINTS and "metrics" in value:
-                self._later[int(number)] = value
-                self.columns.put(int(number), value["metrics"])
-                self._changed.add(int(number))
+                trial = int(number)
+                if not 0 <= trial < len(self._entries):
+                    raise ValueError(f"{name}: there are {len(self._entries)} trials")
+                self._later[trial] = value
+                self.columns.put(trial, value["metrics"])
+                self._changed.add(trial)
 
     def _create(self, row: Mapping[str, Any], line: bytes, place: int) -> None:
         number = len(self._entries)

@@ -9,7 +9,7 @@ from pathlib import Path
 from evomerge.dashboard.journal import JournalIndex
 from evomerge.dashboard.snapshot import Snapshot, snapshot_of
 from evomerge.dashboard.study_index import Index, StudyIndex
-from evomerge.errors import EvomergeError, UserError
+from evomerge.errors import UserError
 from evomerge.searching.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Run:
             try:
                 self._refresh()
                 self.problem = None
-            except (EvomergeError, OSError, ValueError, KeyError, IndexError) as error:
+            except Exception as error:  # noqa: BLE001 - a damaged run fails in ways of its own
                 # One unreadable run must not take the others' pages away.
                 if self.problem is None:
                     log.warning("%s cannot be read: %s", self.folder.path, error)
@@ -145,7 +145,7 @@ def _run_folders(root: Path) -> list[Path]:
     found = []
     for path, folders, _ in os.walk(root):
         here = Path(path)
-        if RunFolder(here).journal.exists():
+        if RunFolder(here).journal.is_file():
             found.append(here)
             folders.clear()
         if len(here.relative_to(root).parts) >= _DEPTH:

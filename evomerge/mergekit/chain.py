@@ -12,6 +12,7 @@ import yaml
 
 from evomerge.errors import UserError
 from evomerge.exporting import merge
+from evomerge.files import is_there
 from evomerge.mergekit.reading import from_mergekit, is_mergekit, read_documents
 from evomerge.starter import source_names
 
@@ -135,7 +136,11 @@ def _absolute(document: Document, folder: Path) -> Document:
     """The merge with absolute paths of local folders."""
 
     def absolute(model: Any) -> Any:
-        local = [each for each in (folder / str(model), Path(str(model))) if each.is_dir()]
+        local = [
+            each
+            for each in (folder / str(model), Path(str(model)))
+            if is_there(each) and each.is_dir()
+        ]
         return str(local[0].resolve()) if local else model
 
     return _mapped(document, absolute)  # type: ignore[no-any-return]

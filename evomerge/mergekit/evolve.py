@@ -1,6 +1,7 @@
 """mergekit-evolve's YAML as a search configuration, with what changes said in comments."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ import yaml
 
 from evomerge.checkpoints.source import read_json
 from evomerge.errors import UserError
+from evomerge.files import is_there, read_text
 from evomerge.mergekit.correspondence import WITHOUT_BASE
 from evomerge.mergekit.reading import model_path
+from evomerge.mergekit.shape import check_evolve
 from evomerge.methods import look_up
 from evomerge.recipe import BASE, UNION
 from evomerge.starter import source_names
+from evomerge.typed_yaml import safe_documents
 
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties")
 _PARTS = {
@@ -51,9 +55,10 @@ def from_evolve(path: Path) -> str:
     Local models are written with absolute paths; they count from the file or the working folder.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        documents = safe_documents(read_text(path), str(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    content: Any = documents[0][1] if documents else None
     try:
         _check(content)
         made = _Conversion(folder=path.parent)
@@ -71,6 +76,8 @@ def _check(content: Any) -> None:
     if not isinstance(tasks, Sequence) or not tasks:
         raise UserError("tasks: expected a list of lm-eval tasks, each with its name")
     genome = content["genome"]
+    if isinstance(tasks, str):
+        raise UserError(f"tasks: {tasks!r:.80}; expected a list of lm-eval tasks")
     places = [("", content, _TOP), ("genome.", genome, _GENOME)]
     places += [(f"tasks.{number}.", task, _TASK) for number, task in enumerate(tasks)]
     for where, given, known in places:
@@ -81,6 +88,7 @@ def _check(content: Any) -> None:
     for where, given, key in [("genome.", genome, "models"), ("genome.", genome, "merge_method")]:
         if not given.get(key):
             raise UserError(f"{where}{key}: is missing")
+    check_evolve(content)
     if genome["merge_method"] not in _METHODS:
         raise UserError(
             f"genome.merge_method: {genome['merge_method']}; expected one of mergekit-evolve's: "
@@ -143,7 +151,10 @@ def _models(genome: Content, made: _Conversion) -> Path | str:
 
 
 def _located(model: str, folder: Path) -> str:
-    local = [each for each in (folder / model, Path(model).expanduser()) if each.exists()]
+    paths = [folder / model]
+    with suppress(RuntimeError):  # of an unknown ~user
+        paths.append(Path(model).expanduser())
+    local = [each for each in paths if is_there(each)]
     return str(local[0].resolve()) if local else model
 
 
@@ -179,7 +190,7 @@ def _task(task: Content, content: Content, base: Path | str, made: _Conversion) 
 def _has_template(base: Path | str) -> bool:
     """Whether the base has a chat template; a model that is not here is taken to have one."""
     folder = Path(base)
-    if not folder.is_dir():
+    if not is_there(folder) or not folder.is_dir():
         return True
     config = folder / "tokenizer_config.json"
     inside = config.exists() and bool(read_json(config).get("chat_template"))
@@ -223,7 +234,7 @@ def _depth(genome: Content, base: Path | str, made: _Conversion) -> Any:
 def _layers(base: Path | str) -> int | None:
     """The model's number of layers, if it is here."""
     config = Path(base) / "config.json"
-    if not config.exists():
+    if not is_there(config):
         return None
     content = read_json(config)
     content = content.get("text_config") or content

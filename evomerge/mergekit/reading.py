@@ -10,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from evomerge.architectures import place
 from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.source import Checkpoint
 from evomerge.errors import UserError
+from evomerge.files import is_there, read_text
 from evomerge.mergekit.correspondence import BASE_JOINS, NAMES, REFUSED, TOP
 from evomerge.mergekit.gathering import gathered
 from evomerge.mergekit.resolving import Input, Merge, Slice, resolve_all
+from evomerge.mergekit.shape import check_merge
 from evomerge.mergekit.stacks import stacked
 from evomerge.methods import look_up
 from evomerge.recipe import BASE, MERGED, UNION, DType, Model, Piece, Recipe, Rule
 from evomerge.starter import source_names
+from evomerge.typed_yaml import safe_documents
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def is_mergekit(content: Any) -> bool:
 def read_documents(path: Path) -> list[Any]:
     """The YAML documents of a file; none of one that cannot be read."""
     try:
-        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return [data for _, data in safe_documents(read_text(path), str(path))]
+    except (OSError, ValueError, UserError):
         return []
 
 
@@ -69,6 +70,7 @@ def from_mergekit(content: Mapping[str, Any], folder: Path = Path()) -> Recipe:
     """
     if unknown := [key for key in content if key not in TOP]:
         raise UserError(f"{unknown[0]}: not understood; expected of mergekit: {', '.join(TOP)}")
+    check_merge(content)
     content = _without_modules(content)
     theirs = str(content["merge_method"])
     if theirs in REFUSED:
@@ -160,7 +162,7 @@ def model_path(model: Any, base: str | None) -> str:
         if isinstance(model, Mapping):
             revision = model.get("revision")
             model = f"{model['path']}@{revision}" if revision else model["path"]
-    elif "+" in str(model) and not Path(str(model)).exists():
+    elif "+" in str(model) and not is_there(Path(str(model))):
         model, _, lora = str(model).partition("+")
     if lora is None:
         return str(model)
@@ -174,14 +176,14 @@ def model_path(model: Any, base: str | None) -> str:
 
 def _found(path: str, folder: Path) -> Path:
     beside = folder / path
-    if beside.exists():
+    if is_there(beside) and (beside.is_dir() or beside.suffix == ".gguf"):
         return beside
     name, _, revision = path.partition("@")
     return locate(name, revision or None)
 
 
 def _model(path: str, folder: Path) -> Model:
-    if (folder / path).exists():
+    if is_there(folder / path):
         return Model(path=str(folder / path))
     name, _, revision = path.partition("@")
     return Model(path=name, revision=revision or None)
@@ -208,6 +210,8 @@ def _slices(content: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
     """The merge as slices; a list of models is one slice of all layers."""
     if ("models" in content) == ("slices" in content):
         raise UserError("expected either models or slices")
+    if not (content.get("models") or content.get("slices")):
+        raise UserError("the merge has no models; expected one at least")
     pieces: list[dict[str, Any]] = content.get("slices") or [{"sources": content["models"]}]
     for number, piece in enumerate(pieces):
         if piece.get("residual_weight") is not None:

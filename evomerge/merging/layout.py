@@ -24,6 +24,9 @@ from evomerge.errors import UserError
 from evomerge.merging.modules import read_config, without_weights
 from evomerge.merging.offloaded import home
 
+_SLACK = 1_000_000  # weights
+_SAID = 2000  # characters of what transformers says
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
@@ -201,7 +204,10 @@ def _load_skeleton(
     }
     try:
         config = read_config(folder, trust_remote_code=trust_remote_code)
-        family: Any = type(without_weights(config, trust_remote_code=trust_remote_code))
+        _check_depth(config, len(headers))
+        plain = without_weights(config, trust_remote_code=trust_remote_code)
+        _check_weights(plain, headers.values())
+        family: Any = type(plain)
         model, info = family.from_pretrained(
             None,
             config=config,
@@ -210,12 +216,30 @@ def _load_skeleton(
             device_map="meta",
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # configurations fail in ways of their own
         raise UserError(
             f"{folder}: transformers cannot load this as a causal language model; expected the "
-            f"config.json and weights of one. It says: {error}"
+            f"config.json and weights of one. It says: {str(error)[:_SAID]}"
         ) from error
     return model, info
+
+
+def _check_depth(config: Any, tensors: int) -> None:
+    """ValueError for more layers than there are tensors: modules of all would be made first."""
+    for part in (config, config.get_text_config()):
+        depth = getattr(part, "num_hidden_layers", None)
+        if depth is not None and not (isinstance(depth, int) and 0 < depth <= tensors):
+            raise ValueError(f"config.json tells {depth!r} layers, and there are {tensors} tensors")
+
+
+def _check_weights(plain: PreTrainedModel, headers: Iterable[torch.Tensor]) -> None:
+    """ValueError for a model of more weights than the files have: its buffers would be made."""
+    wanted = sum(parameter.numel() for parameter in plain.parameters())
+    held = sum(header.numel() for header in headers)
+    if wanted > 2 * held + _SLACK:  # twice: a head may be tied in one and not in the other
+        raise ValueError(f"config.json tells of {wanted} weights, and the files have {held}")
 
 
 def _vocabulary_slots(model: PreTrainedModel, slots: Iterable[Slot]) -> tuple[str, ...]:

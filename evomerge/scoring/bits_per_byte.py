@@ -22,6 +22,7 @@ from pathlib import Path
 from torch import nn
 
 from evomerge.errors import CandidateError, UserError
+from evomerge.files import read_text
 from evomerge.scoring.gradient import Differentiable, SmoothTerms
 from evomerge.scoring.language_model import LanguageModel
 from evomerge.scoring.means import MeanScores, refuse_unknown
@@ -157,8 +158,8 @@ def cut(text: str) -> tuple[str, ...]:
 
 def _read(task: str, file: Path) -> tuple[str, ...]:
     try:
-        content = file.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_text(file)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"task {task!r}: {file} cannot be read: {error}; expected a text file in UTF-8"
         ) from error

@@ -25,14 +25,16 @@ from evomerge.scoring.generator import Generator
 from evomerge.scoring.gradient import Differentiable, SmoothTerms
 from evomerge.scoring.kept_tokens import KeptTokens
 from evomerge.scoring.language_model import LanguageModel
-from evomerge.scoring.loading import load_tasks, public_test_set, refuse_code
+from evomerge.scoring.loading import load_tasks, public_test_set
 from evomerge.scoring.means import known_numbers, refuse_unknown
 from evomerge.scoring.questions import Question, answer_of, question_of
+from evomerge.scoring.sandbox import use_sandbox
 from evomerge.scoring.scorecard import SMOOTH, DocumentScores, Scorecard
 from evomerge.scoring.scorer import KINDS, Documents, Kind
 from evomerge.scoring.sharing import LanguageModels
 from evomerge.scoring.smooth import SmoothScores, TextPair
 from evomerge.scoring.task_names import built_in_tasks
+from evomerge.scoring.task_safety import check_folder
 from evomerge.scoring.tasks import (
     FoundScores,
     PreparedTask,
@@ -324,11 +326,17 @@ class HarnessScoring:
 
 def _task_manager(folder: Path | None, allow_code: bool) -> TaskManager:
     """Knows the tasks of a folder, or those that come with lm-eval."""
+    use_sandbox()
     if folder is None:
         return built_in_tasks()
     if not folder.is_dir():
         raise UserError(f"task folder {folder} is not there; expected a folder with YAML files")
     if not allow_code:
-        for path in sorted(folder.glob("**/*.yaml")):
-            refuse_code(path)
-    return TaskManager(include_path=str(folder.resolve()), include_defaults=False)
+        check_folder(folder)
+    try:
+        return TaskManager(include_path=str(folder.resolve()), include_defaults=False)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"task folder {folder}: lm-eval cannot read the names of its tasks: {error}; expected "
+            "`task`, `group` and `tag` to be names"
+        ) from error

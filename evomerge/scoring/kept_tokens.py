@@ -140,7 +140,7 @@ def _write(folder: Path, prefix: str, entries: Sequence[_Entry]) -> None:
             replacing(folder / f"{prefix}-{digest[:16]}.npz") as beside,
             beside.open("wb") as file,
         ):
-            np.savez_compressed(file, **held)
+            np.savez_compressed(file, allow_pickle=False, **held)
     except OSError as error:
         _LOG.warning("tokens are not kept for the next start: %s", error)
 

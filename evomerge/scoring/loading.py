@@ -6,13 +6,12 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 import torch
-import yaml
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import UserError, did_you_mean
@@ -23,8 +22,6 @@ from evomerge.scoring.tasks import TaskRequest
 _LOG = logging.getLogger(__name__)
 # What simple_evaluate seeds before it loads tasks, some of which shuffle their documents.
 _PYTHON_SEED, _NUMPY_SEED, _TORCH_SEED = 0, 1234, 1234
-_FILE_FORMATS = {"json", "csv", "text", "parquet", "arrow", "pandas", "xml", "webdataset"}
-"""Names under which `datasets` reads local files."""
 _NO_CONNECTION = {
     *("ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "TimeoutException"),
     *("ProxyError", "MaxRetryError", "gaierror", "OfflineModeIsEnabled", "LocalEntryNotFoundError"),
@@ -84,33 +81,10 @@ def public_test_set(request: TaskRequest, tasks: Sequence[Any]) -> str | None:
         return "a task that comes with lm-eval"
     for task in tasks:
         source = str(task.config.dataset_path or "")
-        local = source in _FILE_FORMATS or (request.folder / source).exists()
+        local = source in _PACKAGED_DATASETS_MODULES or (request.folder / source).exists()
         if source and not local and task.has_test_docs():
             return f"{source}, split {task.config.test_split}"
     return None
-
-
-def refuse_code(path: Path) -> None:
-    """Raises UserError where a task's YAML file, or one that it includes, would run Python code,
-    or is not YAML."""
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def refuse(_: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
-        raise UserError(
-            f"{path}: '!function {node.value}' would run Python code of that folder; if you trust "
-            "it, allow code (--allow-code, or allow_code: true)"
-        )
-
-    Loader.add_constructor("!function", refuse)
-    try:
-        content = yaml.load(path.read_text(), Loader)
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as a task: {error}") from error
-    includes = content.get("include", []) if isinstance(content, dict) else []
-    for include in [includes] if isinstance(includes, str) else includes:
-        refuse_code(path.parent / include)
 
 
 def _check_groups(request: TaskRequest, groups: Iterable[Any], tasks: Sequence[Any]) -> None:

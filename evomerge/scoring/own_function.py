@@ -27,6 +27,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import CandidateError, UserError, did_you_mean
+from evomerge.files import read_text
 from evomerge.scoring.gradient import SmoothTerms
 from evomerge.scoring.means import MeanScores, refuse_unknown
 from evomerge.scoring.questions import Question
@@ -247,15 +248,15 @@ def read_documents(task: str, file: Path) -> tuple[str, ...]:
     """The lines of a JSONL file that are not blank; UserError where it cannot be read, is empty,
     or a line is not JSON."""
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in read_text(file).split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
         raise UserError(f"task {task!r}: {file} cannot be read: {error}") from error
     if not lines:
         raise UserError(f"task {task!r}: {file} is empty; expected a JSON document per line")
     for number, line in enumerate(lines, 1):
         try:
             json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"task {task!r}: {file}: document {number} is not JSON: {error}; expected a JSON "
                 "document per line"

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ SMOOTH = "log_probability,reference"
 """The metric that every task may have beside its own: per document, in nats, the log-probability
 of the right choice normalised over the choices, or the mean log-probability of the tokens of the
 reference (of several: of the most probable one)."""
+
+_ROOM, _PACKED = 64 * 2**20, 100
+"""Bytes that a packed file may have once it is unpacked, beside so many for each of its own."""
 
 Answered = Mapping[str, Mapping[int, str]]
 """Task -> document number -> what was answered; without the tasks that have no answers."""
@@ -185,20 +190,59 @@ def read_documents(path: Path) -> dict[str, DocumentScores]:
 def read_arrays(path: Path) -> dict[str, DocumentArrays]:
     """As `read_documents`."""
     try:
-        with np.load(path, allow_pickle=False) as entries:
-            layout = json.loads(str(entries["layout"]))
+        if path.exists() and not path.is_file():
+            raise OSError("it is no ordinary file")
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(entry.file_size for entry in archive.infolist()))
+            layout = json.loads(str(read_array(archive.read("layout.npy"))))
             return {
-                task: DocumentArrays(
-                    documents=entries[str(places.pop(""))],
-                    values={name: entries[str(place)] for name, place in places.items()},
-                )
+                task: _arrays({name: archive.read(f"{n:d}.npy") for name, n in places.items()})
                 for task, places in layout.items()
             }
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
         raise UserError(
             f"{path}: scores per document cannot be read ({type(error).__name__}: {error}); "
             "expected a file that write_documents made; score the trial again to make a new one"
         ) from error
+
+
+def _arrays(entries: Mapping[str, bytes]) -> DocumentArrays:
+    arrays = {name: read_array(content) for name, content in entries.items()}
+    documents = arrays.pop("")
+    for name, array in {"documents": documents, **arrays}.items():
+        if array.shape != (len(documents),) or array.dtype.kind not in "iuf":
+            raise ValueError(
+                f"{name}: {array.dtype} {list(array.shape)}; expected numbers in a row"
+            )
+    return DocumentArrays(documents=documents, values=arrays)
+
+
+def read_array(content: bytes) -> np.ndarray[Any, Any]:
+    """The array of an .npy file; ValueError where that does not hold what its header says.
+
+    numpy's own reading makes room for what the header says, before it looks whether that is there.
+    """
+    file = BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"an array of the format {version}; expected (1, 0)")
+    shape, in_columns, kind = np.lib.format.read_array_header_1_0(file)
+    data = content[file.tell() :]
+    if kind.hasobject or kind.itemsize == 0 or math.prod(shape) * kind.itemsize != len(data):
+        raise ValueError(f"an array {kind} {list(shape)} in {len(data)} bytes")
+    array: np.ndarray[Any, Any] = np.frombuffer(data, dtype=kind)
+    return array.reshape(shape, order="F" if in_columns else "C").copy()
+
+
+def _check_size(path: Path, size: int) -> None:
+    """UserError for a file that is larger by far once it is unpacked."""
+    if size > _ROOM + _PACKED * path.stat().st_size:
+        raise UserError(
+            f"{path}: would take {size / 2**20:.0f} MiB once unpacked; expected a file that "
+            "evomerge wrote: remove it to do without"
+        )
 
 
 def write_answers(answered: Answered, path: Path) -> None:
@@ -216,11 +260,17 @@ def read_answers(path: Path) -> dict[str, dict[int, str]]:
     Raises UserError where it is no such file.
     """
     try:
-        kept = json.loads(gzip.decompress(path.read_bytes()))
+        most = _ROOM + _PACKED * path.stat().st_size
+        if path.exists() and not path.is_file():
+            raise OSError("it is no ordinary file")
+        with gzip.open(path) as file:
+            content = file.read(most + 1)
+        _check_size(path, len(content))
+        kept = json.loads(content)
         return {task: {int(n): str(text) for n, text in own.items()} for task, own in kept.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, EOFError, ValueError, AttributeError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, AttributeError, RecursionError, zlib.error) as error:
         raise UserError(
             f"{path}: answers cannot be read ({type(error).__name__}: {error}); expected a file "
             "that write_answers made; remove it to do without"

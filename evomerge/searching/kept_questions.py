@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from evomerge.errors import UserError
 from evomerge.files import replacing
@@ -18,6 +20,10 @@ log = logging.getLogger(__name__)
 QUESTION_LENGTH = 4000
 """Characters of a question, a choice or an expected answer that are kept."""
 _PLACE = ["task", "document", "side"]
+_TEXTS = ["question", "choices", "expected"]
+_ROOM, _PACKED = 64 * 2**20, 100
+"""Bytes that the table may have once it is unpacked, beside so many for each of the file's."""
+_ROWS = 10_000_000
 
 
 def keep_questions(folder: RunFolder, scorer: Scorer, splits: Mapping[str, Split]) -> str | None:
@@ -59,12 +65,32 @@ def read_kept(folder: RunFolder) -> pd.DataFrame:
     Raises UserError where the folder holds no such file.
     """
     try:
-        frame = pd.read_parquet(folder.questions, engine="pyarrow")
-    except (OSError, ValueError) as error:
+        return _checked(folder.questions)
+    except Exception as error:  # a damaged file fails in many ways
         raise UserError(
             f"{folder.questions}: the documents' questions cannot be read ({error}); expected a "
             "file that a search wrote; `evomerge search` writes it when the run goes on"
         ) from error
+
+
+def _checked(path: Path) -> pd.DataFrame:
+    """The table; ValueError where it is not as `keep_questions` writes it, or larger by far once it
+    is unpacked."""
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    with pq.ParquetFile(path) as file:
+        found, size = file.metadata, path.stat().st_size
+        unpacked = sum(found.row_group(n).total_byte_size for n in range(found.num_row_groups))
+        if unpacked > _ROOM + _PACKED * size or found.num_rows > _ROWS:
+            raise ValueError(f"{found.num_rows} documents in {unpacked} bytes once unpacked")
+    frame = pd.read_parquet(path, engine="pyarrow")
+    if missing := [name for name in (*_PLACE, *_TEXTS) if name not in frame]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    if not pd.api.types.is_integer_dtype(frame["document"]):
+        raise ValueError("the documents have no numbers")
+    for name in ("task", "side", "question", "expected"):
+        if not all(isinstance(each, str) for each in frame[name].dropna()):
+            raise ValueError(f"{name}: expected texts")
     texts = {
         name: frame[name].astype(object).where(frame[name].notna(), None)
         for name in ("question", "expected")

@@ -77,18 +77,24 @@ class FolderPresence:
         self._folder = folder
         self._workers = folder.path / "workers"
         self._workers.mkdir(parents=True, exist_ok=True)
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._file: IO[bytes] | None = patiently("registering", lambda: self._register(label))
+        self.name = ""
+        self._file: IO[bytes] | None = None
+        while self._file is None:
+            self._enter(label)
 
-    def _register(self, label: str | None) -> IO[bytes]:
-        file = self._place_of(self.name).open("wb", buffering=0)
-        try:
-            lock(file)
-            file.write(json.dumps(stamp(label)).encode())
-        except OSError:
+    def _enter(self, label: str | None) -> None:
+        """Takes a name, unless somebody took its file for a dead one's before it was locked."""
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        path = self._place_of(self.name)
+        file = path.open("wb", buffering=0)
+        if not lock(file) or not path.exists():
             file.close()
-            raise
-        return file
+            return
+        self._file = file
+        content = json.dumps(stamp(label)).encode()
+        patiently("registering", lambda: file.write(content))
+        for other in self._workers.glob(f"*-*-{'[0-9a-f]' * 6}"):
+            self.alive(other.name)
 
     def leads(self) -> bool:
         """See `Presence`."""

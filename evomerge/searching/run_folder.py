@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from evomerge.errors import UserError
 from evomerge.scoring.scorecard import DocumentScores, read_documents
 from evomerge.searching.journal import RunJournal
-from evomerge.searching.storage import storage_of
+from evomerge.searching.storage import close_storage, storage_of
 
 Side = Literal["search", "holdout"]
 STUDY = "evomerge"
@@ -47,6 +47,8 @@ class RunFolder:
         self.questions = path / "documents.parquet"
         self._lock: IO[str] | None = None
         self._journal: RunJournal | None = None
+        self._storage: BaseStorage | None = None
+        """A database that was opened for this folder."""
         self.fetch: Callable[[Side, int], None] | None = None
         """Brings the files of a trial here; None: all are here."""
 
@@ -108,7 +110,10 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Gives the lock back, and closes connections to a database."""
+        if self._storage is not None:
+            close_storage(self._storage)
+            self._storage = None
         if self._lock is not None:
             with suppress(OSError):  # the name that a full disk did not take; it is closed anyway
                 self._lock.close()
@@ -120,7 +125,7 @@ class RunFolder:
 
     def storage_of_run(self, url: str | None) -> BaseStorage:
         """As `storage`, for reading: UserError where the folder holds no run."""
-        if url is None and not self.journal.exists():
+        if url is None and not self.journal.is_file():
             raise UserError(
                 f"{self.path}: holds no {_JOURNAL}; expected the output folder of a search"
             )
@@ -129,7 +134,10 @@ class RunFolder:
     def storage(self, url: str | None) -> BaseStorage:
         """The study's storage: the journal in this folder, or any that Optuna's URL names."""
         if url is not None:
-            return storage_of(url)
+            self._storage = storage_of(url)
+            return self._storage
+        if self.journal.exists() and not self.journal.is_file():
+            raise UserError(f"{self.journal}: is no ordinary file; expected a study's journal")
         self._journal = RunJournal(self.journal)
         return JournalStorage(self._journal)
 

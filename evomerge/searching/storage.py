@@ -45,6 +45,14 @@ def storage_of(url: str) -> BaseStorage:
     return storage
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Closes its connections; where it is used again, it makes new ones."""
+    backend = getattr(storage, "_backend", storage)
+    if isinstance(backend, RDBStorage):
+        backend.remove_session()
+        backend.engine.dispose()
+
+
 def serve(what: str, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serves a database, or a journal file, to workers that name it as `grpc://host:port`; returns
     never. There is no password: whoever reaches the port can change the study.

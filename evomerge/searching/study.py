@@ -118,7 +118,9 @@ def open_study(
     study = find_study(storage)
     if study is None:
         directions = [StudyDirection.MAXIMIZE] * max(1, len(objectives))
-        study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
+        study = optuna.create_study(
+            storage=storage, study_name=STUDY, directions=directions, load_if_exists=True
+        )
         if objectives:
             with warnings.catch_warnings():  # experimental since Optuna 3.2
                 warnings.simplefilter("ignore", ExperimentalWarning)
@@ -354,6 +356,9 @@ def is_feasible(trial: FrozenTrial) -> bool:
 def best_complete(study: optuna.Study) -> FrozenTrial | None:
     """The trial of the highest value among those scored in full that keep all limits; the first of
     equals."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    complete = filter(is_feasible, trials)
-    return max(complete, key=lambda trial: trial.values[0], default=None)
+    best = None
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        # Of thousands, only those are looked at closer that would be the best.
+        if (best is None or trial.values[0] > best.values[0]) and is_feasible(trial):
+            best = trial
+    return best

@@ -8,30 +8,33 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.storages import BaseStorage
 
 from evomerge.assemble import identity, prepare
 from evomerge.beginning import begin
 from evomerge.checking import budget_of
 from evomerge.checkpoints.hashes import HashCache
-from evomerge.config import LoadedConfig, load_config
+from evomerge.config import LoadedConfig, SearchConfig, load_config
 from evomerge.ending import until_end
 from evomerge.errors import UserError
 from evomerge.files import cache_folder, write_text
 from evomerge.going_on import read_starts
 from evomerge.run_log import logging_to
+from evomerge.searching.ending import read_end
 from evomerge.searching.interrupt import on_interrupt
+from evomerge.searching.loop import Budget
 from evomerge.searching.record import TrialRecord
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.storage import PASSWORD, without_password
 from evomerge.searching.study import CONFIG, HISTORY, find_study, open_study
-from evomerge.session import Follower, Session, session
+from evomerge.session import Follower, Session, budget_of_run, session
+from evomerge.typed_yaml import read_yaml
 from evomerge.working import conclude, make_loop
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ class Here:
     folder: Path | None = None
     """For what the worker keeps, where it shares no run folder."""
     allow_code: bool = False
+    trust_remote_code: bool = False
     with_parent: bool = False
     """Whether the process that started it holds its standard input: it dies with that process."""
 
@@ -91,19 +95,30 @@ def work(run: Path | str, here: Here, config: Path | None = None) -> Joined:
     url = url or _recorded_storage(folder) or (given.config.storage if given else None)
     storage = folder.storage(url)
     study = _wait_for_study(storage, folder, url, given)
-    loaded = _here(given or _recorded(study, folder, here.allow_code), here)
+    loaded = _here(given or _recorded(study, folder, here), here)
     with logging_to(folder, label):
         hashes = HashCache(folder.path / "hashes.json")
         bench = prepare(loaded, hashes, workers=here.beside)
         hashes.save()
         study = open_study(storage, identity(bench), bench.goal.parts)
         starts = partial(read_starts, bench, study)
-        fresh = budget_of(loaded.config.budget) if HISTORY not in study.user_attrs else None
-        with session(bench, study, folder, fresh, url, label) as own:
+        with session(bench, study, folder, _budget(study, loaded), url, label) as own:
             try:
                 return _take_part(own, starts, label)
             finally:
                 folder.close()
+
+
+def _budget(study: optuna.Study, loaded: LoadedConfig) -> Budget:
+    """That of the run's last start; the configuration's where there was none, or where its time
+    was over before the run was finished."""
+    own = budget_of(loaded.config.budget)
+    if HISTORY not in study.user_attrs:
+        return own
+    known = budget_of_run(study)
+    end = read_end(study.user_attrs, judged=False)
+    over = known.deadline is not None and known.deadline <= datetime.now()
+    return own if over and (end is None or end.state != "finished") else known
 
 
 def _take_part(own: Session, starts: Callable[[], Any], label: str) -> Joined:
@@ -162,8 +177,7 @@ def _recorded_storage(folder: RunFolder) -> str | None:
         return os.environ[STORAGE]
     if not folder.config.exists():
         return None
-    content = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    url = content.get("storage") if isinstance(content, dict) else None
+    url = read_yaml(folder.config, SearchConfig).storage
     if url is not None and PASSWORD in url:
         raise UserError(
             f"{folder.config}: storage: the password is not kept; give the whole URL in "
@@ -195,8 +209,12 @@ def _wait_for_study(
         time.sleep(_PAUSE)
 
 
-def _recorded(study: optuna.Study | None, folder: RunFolder, allow_code: bool) -> LoadedConfig:
-    """The run's configuration; relative paths start where they started when it began."""
+def _recorded(study: optuna.Study | None, folder: RunFolder, here: Here) -> LoadedConfig:
+    """The run's configuration; relative paths start where they started when it began.
+
+    Whoever can write to the study must not make this machine run code: what does so, this worker's
+    own flags say, and nobody is notified.
+    """
     assert study is not None
     kept = study.user_attrs[CONFIG]
     if not folder.config.exists():
@@ -207,7 +225,14 @@ def _recorded(study: optuna.Study | None, folder: RunFolder, allow_code: bool) -
             f"the run's configuration names paths from {place}, which is not there; give this "
             "machine's version with --config"
         )
-    return load_config(folder.config, allow_code=allow_code, place=place)
+    loaded = load_config(folder.config, place=place)
+    config = dataclasses.replace(
+        loaded.config,
+        allow_code=here.allow_code,
+        trust_remote_code=here.trust_remote_code,
+        notify=None,
+    )
+    return dataclasses.replace(loaded, config=config)
 
 
 def _here(loaded: LoadedConfig, here: Here) -> LoadedConfig:

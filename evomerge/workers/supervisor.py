@@ -141,8 +141,9 @@ class Supervisor:
 
     def _start(self, slot: Slot) -> None:
         arguments = ["--label", slot.label, "--beside", str(len(self.slots)), "--with-parent"]
-        if self._session.bench.loaded.config.allow_code:
-            arguments.append("--allow-code")
+        config = self._session.bench.loaded.config
+        arguments += ["--allow-code"] if config.allow_code else []
+        arguments += ["--trust-remote-code"] if config.trust_remote_code else []
         slot.running = self._start_one(slot.number, arguments)
         slot.started = time.monotonic()
 

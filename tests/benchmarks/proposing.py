@@ -1,17 +1,19 @@
 """What a proposal costs: each sampler, by parameters and by trials before.
 
     python -m tests.benchmarks.proposing [--samplers NAME ...] [--parameters 24 200]
-        [--trials 100 1000] [--most-gp 100] [--processor]
+        [--trials 100 1000] [--most-gp 100] [--processor] [--storage URL] [--records]
 
-The study lies in a journal file, as by default. It is filled with random points; then the sampler
-proposes ten trials, which are told a smooth function. Milliseconds of the wall clock, and of the
-processor where others use the machine too (--processor): the first proposal of a process, which
-reads all trials, and the median of the others. A proposal is what the loop does before it scores:
-asking for all parameters, writing them, the recipe, its fingerprint, the search for a twin, and for
-the best trial. Prints Markdown.
+The study lies in a journal file, as by default, or in a database of its own (--storage). It is
+filled with random points; then the sampler proposes ten trials, which are told a smooth function.
+Milliseconds of the wall clock, and of the processor where others use the machine too (--processor):
+the first proposal of a process, which reads all trials, and the median of the others. A proposal is
+what the loop does before it scores: asking for all parameters, writing them, the recipe, its
+fingerprint, the search for a twin, and for the best trial. --records: with what it does after: the
+result, and its telling. Prints Markdown.
 """
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
@@ -19,17 +21,18 @@ from functools import cache
 from pathlib import Path
 
 import optuna
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
 from evomerge.architectures import PARTS
 from evomerge.methods.method import Parameter
 from evomerge.recipe import Model, Recipe
 from evomerge.searching.groups import Cell, make_groups
-from evomerge.searching.record import FINGERPRINT, RECIPE
+from evomerge.searching.record import FINGERPRINT, RECIPE, WORKER, worker_stamp
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.samplers import SAMPLERS, SpaceSampler
 from evomerge.searching.space import Range, SearchSpace
-from evomerge.searching.study import best_complete, scored_before
+from evomerge.searching.study import best_complete, scored_before, tell
 from tests.benchmarks.measuring import CLOCK
 
 SOURCES = 4
@@ -64,32 +67,51 @@ def value(parameters: dict[str, float]) -> float:
 @cache
 def at_random(parameters: int, trials: int) -> list[FrozenTrial]:
     """Finished trials at random points of the space."""
-    space = space_of(parameters)
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    space, chance = space_of(parameters), random.Random(0)
+    distributions = space.distributions()
+    found = []
     for _ in range(trials):
-        trial = study.ask()
-        recipe = space.propose(trial)
-        trial.set_user_attr(RECIPE, recipe.to_mapping())
-        trial.set_user_attr(FINGERPRINT, recipe.fingerprint())
-        study.tell(trial, value(trial.params))
-    return study.get_trials(deepcopy=False)
+        place = {
+            name: chance.uniform(kind.low, kind.high)
+            for name, kind in distributions.items()
+            if isinstance(kind, FloatDistribution)
+        }
+        recipe = space.recipe(place)
+        attributes = {RECIPE: recipe.to_mapping(), FINGERPRINT: recipe.fingerprint()}
+        trial = optuna.trial.create_trial(
+            params=place,
+            distributions=distributions,
+            value=value(place),
+            user_attrs=attributes,
+        )
+        found.append(trial)
+    return found
 
 
-def milliseconds(folder: RunFolder, study: optuna.Study, space: SearchSpace) -> float:
-    """Of one proposal, as the loop makes it."""
+def fill(folder: RunFolder, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+    """Writes trials, in a journal many at once."""
+    for start in range(0, len(trials), 200):
+        with folder.together():
+            study.add_trials(trials[start : start + 200])
+
+
+def milliseconds(
+    folder: RunFolder, study: optuna.Study, space: SearchSpace, *, records: bool
+) -> float:
+    """Of one proposal, as the loop makes it; records: and of keeping what came out."""
     start = CLOCK[0]()
-    trial = study.ask()
     with folder.together():
+        trial = study.ask()
+        trial.set_user_attr(WORKER, worker_stamp("one"))
         recipe = space.propose(trial)
-    fingerprint = recipe.fingerprint()
+        fingerprint = recipe.fingerprint()
+        trial.set_user_attr(RECIPE, recipe.to_mapping())
+        trial.set_user_attr(FINGERPRINT, fingerprint)
     scored_before(study, fingerprint)
     best_complete(study)
     spent = CLOCK[0]() - start
-    trial.set_user_attr(RECIPE, recipe.to_mapping())
-    trial.set_user_attr(FINGERPRINT, fingerprint)
-    study.tell(trial, value(trial.params))
-    return 1000 * spent
+    tell(study, trial, {"value": value(trial.params), "metrics": [], "seconds": {}})
+    return 1000 * (CLOCK[0]() - start if records else spent)
 
 
 def main() -> None:
@@ -101,6 +123,8 @@ def main() -> None:
     parser.add_argument("--parameters", nargs="+", type=int, default=[24, 200])
     parser.add_argument("--trials", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--most-gp", type=int, default=100, help="trials before, for gp")
+    parser.add_argument("--storage", help="an empty database, used for one case after another")
+    parser.add_argument("--records", action="store_true", help="with the telling")
     parser.add_argument("--processor", action="store_true", help="the processor's seconds")
     arguments = parser.parse_args()
     if arguments.processor:
@@ -118,10 +142,15 @@ def main() -> None:
             space = space_of(parameters)
             with tempfile.TemporaryDirectory() as path:
                 folder = RunFolder(Path(path))
-                study = optuna.create_study(storage=folder.storage(None), direction="maximize")
-                study.add_trials(at_random(parameters, trials))
+                storage = folder.storage(arguments.storage)
+                study = optuna.create_study(storage=storage, direction="maximize")
+                fill(folder, study, at_random(parameters, trials))
                 study.sampler = SpaceSampler(SAMPLERS[name](0), space.distributions())
-                first, *others = (milliseconds(folder, study, space) for _ in range(PROPOSALS))
+                first, *others = (
+                    milliseconds(folder, study, space, records=arguments.records)
+                    for _ in range(PROPOSALS)
+                )
+                optuna.delete_study(study_name=study.study_name, storage=storage)
             cells.append(f"{statistics.median(others):.0f} (first {first:.0f})")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -148,7 +148,10 @@ MISTAKES = {
         "layer 2 is merged in two ways",
     ),
     "a residual weight": (
-        {"merge_method": "linear", "slices": [{"sources": [{}], "residual_weight": 0.5}]},
+        {
+            "merge_method": "linear",
+            "slices": [{"sources": [{"model": "a"}], "residual_weight": 0.5}],
+        },
         "residual_weight: not supported",
     ),
 }

@@ -55,7 +55,7 @@ def test_folder_that_is_not_there(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_task_file_that_is_not_yaml(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "bad.yaml").write_text("task: [unclosed")
-    with pytest.raises(UserError, match=r"bad.yaml cannot be read as a task"):
+    with pytest.raises(UserError, match=r"bad.yaml: is not YAML"):
         load(tokenizer, name="bad", folder=tmp_path)
 
 
@@ -92,12 +92,10 @@ def test_code_runs_only_when_allowed(tmp_path: Path, tokenizer: Any, add_task: A
 
 
 def test_code_in_an_included_file(tmp_path: Path, tokenizer: Any) -> None:
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    (tmp_path / "common.yaml").write_text("doc_to_text: !function shout.ask\n")
-    (folder / "a.yaml").write_text("include: ../common.yaml\ntask: a\n")
-    with pytest.raises(UserError, match=r"common.yaml: '!function shout.ask'"):
-        load(tokenizer, name="a", folder=folder)
+    (tmp_path / "common.txt").write_text("doc_to_text: !function shout.ask\n")
+    (tmp_path / "a.yaml").write_text("include: common.txt\ntask: a\n")
+    with pytest.raises(UserError, match=r"common.txt: '!function shout.ask'"):
+        load(tokenizer, name="a", folder=tmp_path)
 
 
 def test_task_that_runs_answers_as_code(tmp_path: Path, tokenizer: Any, add_task: Any) -> None:

@@ -1,0 +1,11 @@
+"""Spoilt tasks and documents."""
+
+import pytest
+
+from tests.fuzz.conftest import Send
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, about what is damaged
+@pytest.mark.parametrize(("door", "count"), [("tasks", 100), ("documents", 800)])
+def test_each_input_is_accepted_or_clearly_refused(send: Send, door: str, count: int) -> None:
+    send(door, count)
