@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evomerge.config import load_config
-    from evomerge.errors import CandidateError, EvomergeError, UserError
+    from evomerge.errors import CandidateError, EvomergeError, SearchError, UserError
     from evomerge.exporting import export, merge
     from evomerge.recipe import Recipe
     from evomerge.report import read_run
@@ -24,6 +24,7 @@ __all__ = [
     "CandidateError",
     "EvomergeError",
     "Recipe",
+    "SearchError",
     "UserError",
     "export",
     "load_config",
@@ -37,6 +38,7 @@ _ROOMS = {
     "CandidateError": "errors",
     "EvomergeError": "errors",
     "Recipe": "recipe",
+    "SearchError": "errors",
     "UserError": "errors",
     "export": "exporting",
     "load_config": "config",

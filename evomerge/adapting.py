@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from evomerge.checkpoints.adapter import CONFIG, WEIGHTS
-from evomerge.checkpoints.writer import new_folder, write_tensors
+from evomerge.checkpoints.writer import result_folder, write_tensors
 from evomerge.errors import UserError
 from evomerge.exporting import RECIPE_FILE, pinned_recipe
 from evomerge.files import write_text
@@ -118,7 +118,7 @@ def merge_as_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    with new_folder(Path(out), force=force) as folder:
+    with result_folder(Path(out), force=force) as folder:
         write_tensors(folder / WEIGHTS, tensors)
         write_text(folder / CONFIG, json.dumps(settings, indent=2))
         if models.vocabularies is not None and models.vocabularies.wanted != BASE:

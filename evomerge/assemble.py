@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
+from evomerge.checkpoints.unchanged import Unchanged
 from evomerge.config import LoadedConfig, SpaceConfig
 from evomerge.devices import choose_device, free_bytes
 from evomerge.errors import UserError
 from evomerge.evaluator import Evaluator
 from evomerge.merging.calibration import calibrate, check_text
+from evomerge.merging.finite import not_finite, where_not_finite
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, spread_memory
@@ -66,6 +69,8 @@ class Bench:
     """What merges a tensor: the compiled pass, or the plain one."""
     pass_reason: str
     """Which of the two, and why."""
+    unchanged: Unchanged
+    """Looks whether the models' files are those that were hashed."""
 
     def documents(self, side: Side) -> dict[str, tuple[int, ...]]:
         """Task -> numbers of the documents on one side of the split."""
@@ -153,6 +158,8 @@ def prepare(loaded: LoadedConfig, hashes: HashCache, *, workers: int = 1) -> Ben
         for name, task in tasks_of(loaded).items()
     }
     template = _with_hashes(template, models, hashes)
+    unchanged = Unchanged(models.checkpoints, _known_hashes(template))
+    _refuse_not_finite(template, models, hashes)
     space = space_of(loaded, template, models)
     slots = models.stacks.deepest(space.depth[1] if isinstance(space, StackSpace) else None)
     elements = sum(math.prod(slot.shape) for slot in slots)
@@ -182,6 +189,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache, *, workers: int = 1) -> Ben
         device=device,
         run=run,
         pass_reason=reason,
+        unchanged=unchanged,
     )
 
 
@@ -212,7 +220,8 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
     statistics: the folder that keeps what is computed of tensors once per run.
     """
     config = bench.loaded.config
-    hashes = {n: bench.template.model(n).sha256 or n for n in (BASE, *bench.template.sources)}
+    bench.unchanged.check(read=True)
+    hashes = _known_hashes(bench.template)
     spread = config.device == "spread"
     near = bench.device if bench.memory.placement == "device" and not spread else None
     bench.models.kept = KeptStatistics(statistics, hashes, near)
@@ -244,6 +253,7 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
         run=bench.run,
     )
     bench.models.hold(bench.memory.placement, workspace.devices)
+    bench.unchanged.check(read=True)
     bench.budget.settle(workspace.model)
     return Evaluator(
         workspace=workspace,
@@ -252,7 +262,13 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
         blocks=bench.blocks,
         calibrate=prepare_activations,
         gradient_tokens=bench.budget.tokens,
+        unchanged=partial(bench.unchanged.check, read=bench.memory.placement == "files"),
     )
+
+
+def _known_hashes(template: Recipe) -> dict[str, str]:
+    """Of the weights of base and sources, by name."""
+    return {name: template.model(name).sha256 or name for name in (BASE, *template.sources)}
 
 
 def identity(bench: Bench) -> dict[str, Any]:
@@ -382,6 +398,23 @@ def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:
             for name, model in template.sources.items()
         },
     )
+
+
+def _refuse_not_finite(template: Recipe, models: Models, hashes: HashCache) -> None:
+    """UserError for a model with NaN or infinity, which every merge of it would have."""
+    for name in models.checkpoints:
+        sha256 = template.model(name).sha256
+        assert sha256 is not None
+
+        def words(name: str = name) -> str:
+            found = not_finite(models, name)
+            return where_not_finite(found) if found else ""
+
+        if wrong := hashes.checked(sha256, words):
+            raise UserError(
+                f"{name} ({models.checkpoints[name].folder}): {wrong}; expected finite weights: "
+                "download or train the model again, or leave it out"
+            )
 
 
 def _plain(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:

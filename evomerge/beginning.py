@@ -13,6 +13,7 @@ from evomerge.notify import KEPT_NOTIFY
 from evomerge.scorers import published
 from evomerge.searching.even_norms import enqueue_starts
 from evomerge.searching.kept_questions import keep_questions
+from evomerge.searching.patience import patiently
 from evomerge.searching.record import WORKER
 from evomerge.searching.space import SearchSpace
 from evomerge.searching.storage import without_password
@@ -47,7 +48,7 @@ def begin(session: Session, starts: Starts, workers: int) -> None:
         # Its address or command may hold a secret; and who reads a record must run none from it.
         text = with_value(text, "notify", f'"{KEPT_NOTIFY}"')
     if not folder.config.exists():
-        write_text(folder.config, text)
+        patiently("writing config.yaml", lambda: write_text(folder.config, text))
     if CONFIG not in study.user_attrs:
         place = str(bench.loaded.folder.resolve())
         study.set_user_attr(CONFIG, {"text": text, "folder": place, "name": bench.loaded.file.name})

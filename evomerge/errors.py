@@ -3,8 +3,10 @@
 EvomergeError
 ├── UserError       a mistake in what was asked for; raised before work starts; says what,
 │                   where, what was expected and what to do
-└── CandidateError  one candidate cannot be made or scored; the trial is recorded as failed
-                    with this reason and the search goes on
+├── CandidateError  one candidate cannot be made or scored; the trial is recorded as failed
+│                   with this reason and the search goes on
+└── SearchError     what the whole search rests on is gone; it ends, no trial is to blame, and
+                    the same command goes on once that is mended
 """
 
 import difflib
@@ -15,7 +17,7 @@ _LISTED = 500  # names
 
 
 class EvomergeError(Exception):
-    """Base of both; never raised itself."""
+    """Base of them; never raised itself."""
 
 
 class UserError(EvomergeError):
@@ -24,6 +26,10 @@ class UserError(EvomergeError):
 
 class CandidateError(EvomergeError):
     """One candidate cannot be made or scored; others can."""
+
+
+class SearchError(EvomergeError):
+    """The search cannot go on before something is mended; no candidate is to blame."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

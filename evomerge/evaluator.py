@@ -37,6 +37,8 @@ class Evaluator:
     """Makes what a recipe's methods need to know of these sources' activations."""
     gradient_tokens: int
     """Tokens in a pass that is gone through backwards; halved where memory runs out."""
+    unchanged: Callable[[], None]
+    """Looks at the models' files before a candidate is made of them, and after."""
 
     def __call__(
         self,
@@ -113,10 +115,12 @@ class Evaluator:
     def _load(self, recipe: Recipe) -> float:
         """Seconds to make the candidate."""
         start = time.perf_counter()
+        self.unchanged()
         try:
             self.calibrate(recipe, calibrated_sources(recipe))
             self.workspace.load(recipe)
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory while merging: {error}") from error
         wait_for(self.device)
+        self.unchanged()
         return time.perf_counter() - start

@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.checkpoints.source import read_json
 from evomerge.checkpoints.tokenizer import copy_tokenizer
-from evomerge.checkpoints.writer import Spec, new_folder, write_weights
+from evomerge.checkpoints.writer import Spec, result_folder, write_weights
 from evomerge.devices import choose_device
 from evomerge.errors import UserError, did_you_mean
 from evomerge.files import write_text
@@ -62,15 +62,12 @@ def merge(
     recipe = pinned_recipe(recipe, models)
     calibrate(recipe, models, device=place, folder=statistics, trust_remote_code=trust_remote_code)
     out = Path(out)
-    try:
-        with new_folder(out, force=force) as folder:
-            write_weights(folder, specs, merged_tensors(recipe, models, place, run))
-            _write_configuration(folder, models, recipe)
-            for name, text in {"README.md": model_card(recipe, out.name), **(beside or {})}.items():
-                write_text(folder / name, text)
-            recipe.write(folder / RECIPE_FILE)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error}; nothing was left there") from error
+    with result_folder(out, force=force) as folder:
+        write_weights(folder, specs, merged_tensors(recipe, models, place, run))
+        _write_configuration(folder, models, recipe)
+        for name, text in {"README.md": model_card(recipe, out.name), **(beside or {})}.items():
+            write_text(folder / name, text)
+        recipe.write(folder / RECIPE_FILE)
     log.info("wrote %s", out)
     return out
 

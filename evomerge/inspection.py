@@ -18,6 +18,7 @@ from evomerge.checkpoints.tokenizer import Vocabularies, read_vocabularies
 from evomerge.devices import choose_device
 from evomerge.errors import UserError
 from evomerge.files import write_text
+from evomerge.merging.finite import where_not_finite
 from evomerge.merging.models import Models, differences, open_models
 from evomerge.methods.products import gram_of_deltas
 from evomerge.methods.spectrum import effective_rank
@@ -115,8 +116,11 @@ def inspect(
             return _measured(open_models(recipe), tuple(names), rank)
         except UserError as error:
             problems = [str(error)]
-    empty = pd.DataFrame()
-    return Inspection(problems=tuple(problems), remarks=(), vectors=empty, pairs=empty)
+    return _unmergeable(tuple(problems))
+
+
+def _unmergeable(problems: tuple[str, ...]) -> Inspection:
+    return Inspection(problems=problems, remarks=(), vectors=pd.DataFrame(), pairs=pd.DataFrame())
 
 
 def _model(text: str) -> Model:
@@ -143,6 +147,7 @@ def _measured(models: Models, names: tuple[str, ...], rank: bool | None) -> Insp
     vectors: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     distances = dict.fromkeys(combinations(range(len(names)), 2), 0.0)
+    wrong: dict[str, list[str]] = {}
     for slot in models.layout.slots.values():
         if not slot.dtype.is_floating_point:
             continue
@@ -153,6 +158,12 @@ def _measured(models: Models, names: tuple[str, ...], rank: bool | None) -> Insp
             "part": where.part,
         }
         operands = models.operands(slot.name, names)
+        for name, operand in zip((BASE, *names), operands, strict=True):
+            if not bool(operand.isfinite().all()):
+                wrong.setdefault(name, []).append(slot.name)
+        if wrong:
+            models.forget()
+            continue
         whole = inner_products(*operands)["gram"]
         gram = gram_of_deltas(whole)
         start = operands[0].float()
@@ -175,6 +186,9 @@ def _measured(models: Models, names: tuple[str, ...], rank: bool | None) -> Insp
             pairs.append({**at, **row, "both": int(both.sum()), "opposed": int(opposed.sum())})
             distances[i, j] += int((deltas[i] != deltas[j]).sum())
         models.forget()
+    if wrong:
+        problems = tuple(f"{name}: {where_not_finite(own)}" for name, own in wrong.items())
+        return _unmergeable(problems)
     found = pd.DataFrame(vectors)
     left_out = found[found["stable_rank"].notna() & found["effective_rank"].isna()]["tensor"]
     copies = [(names[i], names[j]) for (i, j), count in distances.items() if count == 0]

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from evomerge.searching.run_folder import RunFolder
 
@@ -34,4 +34,5 @@ def logging_to(folder: RunFolder, label: str | None = None) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):  # of a full disk; it has been said
+            handler.close()

@@ -86,6 +86,7 @@ def conclude(session: Session, loop: Loop, keep_plateau: Callable[[], None]) -> 
         config.finalist_count(),
         attempt.evaluate,
         stop_asked=lambda: loop.stop_asked,
+        limit=attempt.seconds,
     )
     keep_plateau()  # by now of more trials
     if loop.stop_asked:

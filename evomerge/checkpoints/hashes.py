@@ -1,12 +1,15 @@
 """Hashes of weights, computed once: a file that has not changed since is not read again."""
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.source import Checkpoint, combine_hashes
 from evomerge.files import sha256_of_file, write_text
+
+log = logging.getLogger(__name__)
 
 
 class HashCache:
@@ -27,9 +30,19 @@ class HashCache:
         """One hash of files in one folder, by their names and content."""
         return combine_hashes({path.name: self._file(path) for path in paths})
 
+    def checked(self, sha256: str, check: Callable[[], str]) -> str:
+        """What `check` said of weights of this hash, whenever it did."""
+        key = f"checked:{sha256}"
+        if key not in self._known:
+            self._known[key] = check()
+        return self._known[key]
+
     def save(self) -> None:
-        """Writes the cache file."""
-        write_text(self._path, json.dumps(self._known, indent=1))
+        """Writes the cache file, if it can be written."""
+        try:
+            write_text(self._path, json.dumps(self._known, indent=1))
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); hashes are computed again", self._path, error)
 
     def _file(self, path: Path) -> str:
         status = path.stat()

@@ -50,11 +50,26 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         synchronise(beside)
         if folder.exists():
             folder.rename(old)
-        beside.rename(folder)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         synchronise(folder.parent)
     finally:
         for leftover in (beside, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def result_folder(folder: Path, *, force: bool) -> Iterator[Path]:
+    """As `new_folder`; UserError also where what belongs there cannot be written."""
+    try:
+        with new_folder(folder, force=force) as beside:
+            yield beside
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}; nothing was left there") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +147,12 @@ def _write_shard(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes one safetensors file, in one step."""
+    """Writes one safetensors file, in one step. OSError where there is no room for it."""
     with replacing(path) as beside:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+        except SafetensorError as error:  # which hides the number of an OSError in its text
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:

@@ -8,7 +8,8 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -55,14 +56,26 @@ class Activations:
 
     def keep(self, key: str, grams: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Writes Gram matrices by name, as they come."""
-        self._path(key).mkdir(parents=True, exist_ok=True)
         for name, gram in grams:
-            write_tensors(self._file(self._path(key), name), {"gram": gram.cpu()})
+            with self._written(key) as folder:
+                write_tensors(self._file(folder, name), {"gram": gram.cpu()})
 
     def finish(self, key: str, index: Mapping[str, Entry]) -> None:
         """Says which slot has which matrix, once all of them are kept."""
-        self._path(key).mkdir(parents=True, exist_ok=True)
-        write_text(self._path(key) / _INDEX, json.dumps(index, indent=1))
+        with self._written(key) as folder:
+            write_text(folder / _INDEX, json.dumps(index, indent=1))
+
+    @contextmanager
+    def _written(self, key: str) -> Iterator[Path]:
+        """The folder of a key, to write to; UserError where that is not possible."""
+        folder = self._path(key)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+        except OSError as error:
+            raise UserError(
+                f"{folder}: activations cannot be written: {error}; make room, and start again"
+            ) from error
 
     def inputs(self, source: str, slot: str) -> Inputs | None:
         """The inputs of a slot; None where it is no linear layer's weight. UserError where the

@@ -5,6 +5,7 @@ folder, and a file that was cut off is computed again.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 
 from evomerge.checkpoints.writer import read_tensors, write_tensors
 from evomerge.methods.statistics import Compute
+
+log = logging.getLogger(__name__)
 
 _LARGE = 2**18  # elements
 
@@ -53,8 +56,11 @@ class KeptStatistics:
     ) -> Mapping[str, torch.Tensor]:
         made = compute()
         if (path := self._path(*key)) is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, made)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(path, made)
+            except OSError as error:
+                log.warning("%s is not kept, and computed again at a next start: %s", path, error)
         return made
 
     def _read(self, key: tuple[str, str, tuple[str, ...]]) -> Mapping[str, torch.Tensor] | None:

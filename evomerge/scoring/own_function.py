@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from evomerge.scoring.scorer import KINDS, Documents, Kind
 
 _LOG = logging.getLogger(__name__)
 _SEED = 1234  # of torch, at every call
+_MOST = 1e100  # of a score: squares of more have no float
 
 ScoreFunction = Callable[[Any, Any, list[Any]], Sequence[float]]
 """(model, tokenizer, documents) -> one number per document."""
@@ -146,8 +147,10 @@ class FunctionScoring:
             with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
                 torch.manual_seed(_SEED)
                 returned = task.function(self._model, self._tokenizer, documents)
-                values = [float(value) for value in returned]
-        except Exception as error:
+                values = _numbers(returned)
+        except CandidateError as error:
+            raise CandidateError(f"task {task.name!r}: its function {error}") from None
+        except (Exception, SystemExit) as error:
             _LOG.exception("task %r: its function raised", task.name)
             raise CandidateError(
                 f"task {task.name!r}: its function raised {type(error).__name__}: {error}"
@@ -158,12 +161,39 @@ class FunctionScoring:
                 f"{len(documents)} documents; expected one for each"
             )
         for number, value in zip(numbers, values, strict=True):
-            if not math.isfinite(value):
+            if not abs(value) <= _MOST:
                 raise CandidateError(
                     f"task {task.name!r}: its function returned {value} for document {number}; "
-                    "expected a finite number"
+                    f"expected a finite number, of {_MOST:g} at most"
                 )
         return values
+
+
+def _numbers(returned: Any) -> list[float]:
+    """CandidateError for anything else than a sequence of numbers, such as the keys of a mapping or
+    the letters of a text, which would count as scores."""
+    if isinstance(returned, (str, bytes, Mapping, AbstractSet)) or not isinstance(
+        returned, Iterable
+    ):
+        raise CandidateError(f"returned {_shown(returned)}; expected a list of numbers")
+    values = []
+    for value in returned:
+        try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError
+            values.append(float(value))
+        except OverflowError:  # an integer that no float holds
+            values.append(math.inf)
+        except (TypeError, ValueError):
+            raise CandidateError(
+                f"returned {_shown(value)} for a document; expected a number"
+            ) from None
+    return values
+
+
+def _shown(value: Any) -> str:
+    """Its type and, in short, what it is."""
+    return f"{type(value).__name__} {value!r:.60}"
 
 
 def load_function(path: str, folder: Path) -> ScoreFunction:

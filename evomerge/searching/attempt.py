@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 import optuna
 from optuna.trial import TrialState
 
-from evomerge.errors import EvomergeError
 from evomerge.recipe import Recipe
 from evomerge.scoring.answers import answers_to_json
 from evomerge.scoring.scorecard import Metric, Scorecard, count_documents, joined, to_json
 from evomerge.scoring.scorer import KINDS, Documents, GoOn, Kind
 from evomerge.searching.constraints import check_measured, violations
+from evomerge.searching.failure import reason_of
 from evomerge.searching.guidance import BACKWARD, Differentiate, Guide, Step
 from evomerge.searching.objective import Goal
 from evomerge.searching.patience import patiently
@@ -295,10 +295,7 @@ class Attempt:
 
     def _fail(self, trial: optuna.Trial, error: Exception, seconds: Mapping[str, float]) -> None:
         """Records why the candidate could not be made, scored or differentiated."""
-        reason = str(error)
-        if not isinstance(error, EvomergeError):
-            log.error("trial %d: scoring or merging raised", trial.number, exc_info=error)
-            reason = f"{type(error).__name__}: {error}"
+        reason = reason_of(error, f"trial {trial.number}")
         trial.set_user_attr(RESULT, {"failure": reason, "seconds": dict(seconds)})
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 

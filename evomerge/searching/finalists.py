@@ -7,7 +7,6 @@ from typing import Any
 
 import optuna
 
-from evomerge.errors import CandidateError
 from evomerge.scoring.answers import Answers, answers_from_json, answers_to_json, warnings
 from evomerge.scoring.scorecard import (
     Scorecard,
@@ -18,12 +17,15 @@ from evomerge.scoring.scorecard import (
     to_json,
 )
 from evomerge.searching.attempt import Evaluate
+from evomerge.searching.failure import reason_of
 from evomerge.searching.intervals import Gain, Scored, gains_by_task, gains_over_best
 from evomerge.searching.objective import Goal, Objective
+from evomerge.searching.patience import patiently
 from evomerge.searching.ranking import choose_finalists, rank
 from evomerge.searching.record import FILES, POINTS, TrialRecord, read_trials
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.sent_files import packed
+from evomerge.searching.time_limit import time_limit
 from evomerge.searching.trial_files import write_trial
 from evomerge.searching.verdict import Verdict, verdict_from_json
 
@@ -42,20 +44,23 @@ def score_finalists(
     evaluate: Evaluate,
     *,
     stop_asked: Callable[[], bool],
+    limit: float | None = None,
 ) -> None:
     """Scores the leaders' metrics, where these are not known, then finalists and baselines on the
     holdout documents; all as far as missing, until a stop is asked for.
+
+    limit: seconds that each may take; None: any number.
     """
     for record in to_judge(study, goal):
         if stop_asked():
             return
         log.info("metrics of a leader: %s", record.name)
-        score_points(study, folder, record, evaluate)
+        score_points(study, folder, record, evaluate, limit)
     for record in to_score(study, folder, count, goal):
         if stop_asked():
             return
         log.info("holdout: %s", record.name)
-        score_holdout(study, folder, record, evaluate, goal)
+        score_holdout(study, folder, record, evaluate, goal, limit)
 
 
 def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:
@@ -72,14 +77,19 @@ def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:
 
 
 def score_points(
-    study: optuna.Study, folder: RunFolder, record: TrialRecord, evaluate: Evaluate
+    study: optuna.Study,
+    folder: RunFolder,
+    record: TrialRecord,
+    evaluate: Evaluate,
+    limit: float | None = None,
 ) -> None:
     """Scores a finished trial's metrics on the search documents, beside what is known of it."""
     name = f"{POINTS}:{record.number}"
     try:
-        scorecard, seconds = evaluate(record.recipe, "search", kinds=frozenset({"metric"}))
-    except CandidateError as error:
-        study.set_user_attr(name, {"failure": str(error)})
+        with time_limit(limit):
+            scorecard, seconds = evaluate(record.recipe, "search", kinds=frozenset({"metric"}))
+    except Exception as error:  # noqa: BLE001 - recorded; it does not end the night
+        _fail(study, name, record, error)
         return
     number = record.number
     before = Scorecard(
@@ -87,7 +97,8 @@ def score_points(
         per_document=folder.scores("search", number),
         answered=read_answers(folder.answers("search", number)),
     )
-    write_trial(folder, "search", number, joined(before, scorecard))
+    whole = joined(before, scorecard)
+    patiently("writing scores", lambda: write_trial(folder, "search", number, whole))
     later: dict[str, Any] = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
@@ -111,22 +122,36 @@ def to_score(study: optuna.Study, folder: RunFolder, count: int, goal: Goal) -> 
 
 
 def score_holdout(
-    study: optuna.Study, folder: RunFolder, record: TrialRecord, evaluate: Evaluate, goal: Goal
+    study: optuna.Study,
+    folder: RunFolder,
+    record: TrialRecord,
+    evaluate: Evaluate,
+    goal: Goal,
+    limit: float | None = None,
 ) -> None:
     """Scores one trial on the holdout documents and keeps what came out."""
+    name = f"{HOLDOUT}:{record.number}"
     try:
-        scorecard, _ = evaluate(record.recipe, "holdout", kinds=goal.holdout_kinds)
-    except CandidateError as error:
-        study.set_user_attr(f"{HOLDOUT}:{record.number}", {"failure": str(error)})
+        with time_limit(limit):
+            scorecard, _ = evaluate(record.recipe, "holdout", kinds=goal.holdout_kinds)
+    except Exception as error:  # noqa: BLE001 - recorded; it does not end the night
+        _fail(study, name, record, error)
         return
-    write_trial(folder, "holdout", record.number, scorecard)
+    patiently("writing scores", lambda: write_trial(folder, "holdout", record.number, scorecard))
     found: dict[str, Any] = {
         "metrics": to_json(scorecard.metrics),
         "answers": answers_to_json(scorecard.answers),
     }
     if folder.fetch is not None:
         found[FILES] = packed(folder, "holdout", record.number)
-    study.set_user_attr(f"{HOLDOUT}:{record.number}", found)
+    study.set_user_attr(name, found)
+
+
+def _fail(study: optuna.Study, name: str, record: TrialRecord, error: Exception) -> None:
+    """Keeps, and says, why a trial could not be scored there."""
+    reason = reason_of(error, record.name)
+    log.warning("%s: %s", record.name, reason)
+    study.set_user_attr(name, {"failure": reason})
 
 
 def holdout_metrics(attributes: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:

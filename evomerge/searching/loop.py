@@ -13,7 +13,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.errors import UserError
+from evomerge.errors import SearchError, UserError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scorecard import from_json
 from evomerge.searching.attempt import Attempt
@@ -33,7 +33,7 @@ from evomerge.searching.record import (
     worker_stamp,
 )
 from evomerge.searching.references import settle
-from evomerge.searching.study import take_up_interrupted, untold
+from evomerge.searching.study import give_back, take_up_interrupted, untold
 from evomerge.searching.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -215,6 +215,9 @@ class Loop:
         trial = claimed.trial
         try:
             self.attempt.run(trial, claimed.recipe, claimed.fingerprint, claimed.seconds)
+        except SearchError:
+            give_back(self._study, trial.number)
+            raise
         except UpdateFinishedTrialError:
             log.warning(
                 "trial %d: others took this worker for dead; its scores are dropped", trial.number

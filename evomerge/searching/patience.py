@@ -22,7 +22,7 @@ _HOURS = 12.0
 _FIRST, _MOST = 0.2, 30.0  # seconds between tries
 _PASSING = frozenset(
     {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT),
         *(errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN),
     }
 )

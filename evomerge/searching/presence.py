@@ -23,6 +23,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from evomerge.searching.patience import patiently
 from evomerge.searching.run_folder import RunFolder, is_locked, lock
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class FolderPresence:
         self._workers = folder.path / "workers"
         self._workers.mkdir(parents=True, exist_ok=True)
         self.name = ""
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         while self._file is None:
             self._enter(label)
 
@@ -85,13 +86,13 @@ class FolderPresence:
         """Takes a name, unless somebody took its file for a dead one's before it was locked."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         path = self._place_of(self.name)
-        file = path.open("w", encoding="utf-8")
+        file = path.open("wb", buffering=0)
         if not lock(file) or not path.exists():
             file.close()
             return
-        json.dump(stamp(label), file)
-        file.flush()
         self._file = file
+        content = json.dumps(stamp(label)).encode()
+        patiently("registering", lambda: file.write(content))
         for other in self._workers.glob(f"*-*-{'[0-9a-f]' * 6}"):
             self.alive(other.name)
 

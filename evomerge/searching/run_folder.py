@@ -17,9 +17,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from optuna.storages import BaseStorage, JournalStorage
 
@@ -86,10 +86,11 @@ class RunFolder:
             if not lock(file):
                 file.close()
                 return False
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
             self._lock = file
+            with suppress(OSError):  # a full disk; the name is a courtesy, the lock is what counts
+                file.truncate(0)
+                file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
         return True
 
     @property
@@ -114,7 +115,8 @@ class RunFolder:
             close_storage(self._storage)
             self._storage = None
         if self._lock is not None:
-            self._lock.close()
+            with suppress(OSError):  # the name that a full disk did not take; it is closed anyway
+                self._lock.close()
             self._lock = None
 
     def locked(self) -> bool:
@@ -145,7 +147,7 @@ class RunFolder:
         return nullcontext() if self._journal is None else self._journal.together()
 
 
-def lock(file: IO[str]) -> bool:
+def lock(file: IO[Any]) -> bool:
     """Whether the file's lock could be had, for as long as it is open. Readers that look whether it
     is held have it for a moment."""
     for _ in range(_TRIES):

@@ -245,6 +245,13 @@ def _interrupted(study: optuna.Study, trial: FrozenTrial, *, blamed: bool, put_b
     return put_back
 
 
+def give_back(study: optuna.Study, number: int) -> None:
+    """Puts a trial of this worker, which cannot go on with it, back into the queue."""
+    trial = study.get_trials(deepcopy=False)[number]
+    with suppress(UpdateFinishedTrialError):
+        _interrupted(study, trial, blamed=False, put_back=True)
+
+
 def fail(study: optuna.Study, trial: FrozenTrial, reason: str) -> None:
     """Ends another worker's trial; nothing where it has ended meanwhile."""
     with suppress(UpdateFinishedTrialError):

@@ -1,7 +1,5 @@
 """A limit on the time that a trial may take."""
 
-import logging
-import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from types import FrameType
 
 from evomerge.errors import CandidateError
 
-log = logging.getLogger(__name__)
+_AGAIN = 1.0  # seconds after which a block that swallowed the interruption is interrupted again
 
 
 class _OutOfTimeError(BaseException):
@@ -31,21 +29,25 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("a time limit holds in the main thread alone")
 
+    ended = False
+
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _OutOfTimeError
+        if not ended:
+            raise _OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
     try:
         yield
     except _OutOfTimeError:
+        ended = True
         raise CandidateError(f"took longer than {in_minutes(seconds)} (trial_minutes)") from None
     finally:
+        ended = True
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
 
 
 def in_minutes(seconds: float) -> str:
     """`30 minutes`, `1.5 minutes`."""
-    minutes = seconds / 60
-    return f"{minutes:.{0 if math.isclose(minutes, round(minutes)) else 2}f} minutes"
+    return f"{round(seconds / 60, 2):g} minutes"

@@ -1,15 +1,19 @@
 """Workers of this machine, each a process with a device of its own."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from evomerge.errors import UserError
 from evomerge.workers.joining import STORAGE
 from evomerge.workers.supervisor import last_lines
+
+log = logging.getLogger(__name__)
 
 
 def devices_of_workers(device: str, workers: int | None) -> tuple[str, ...]:
@@ -37,7 +41,7 @@ class LocalProcess:
     def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
         """output: what the process prints; of its last start."""
         self._output = output
-        with output.open("wb") as file:
+        with _opened(output) as file:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,  # closed when this process ends, however it does
@@ -95,6 +99,15 @@ class StartHere:
         command = [sys.executable, "-m", "evomerge", "worker", str(self._run), "--device", device]
         output = self._run / "workers" / f"{number}.txt"
         return LocalProcess([*command, *arguments], environment, output)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """For a worker's output, which is not needed where the disk is full."""
+    try:
+        return path.open("wb")
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error)
+        return Path(os.devnull).open("wb")
 
 
 def _visible(number: int) -> str:

@@ -92,8 +92,8 @@ def test_less_may_be_better_and_chance_comes_out_the_same(tokenizer: Any, traine
         (lambda m, t, d: [0.5, float("nan"), 1], "returned nan for document 1; expected a finite"),
         (lambda m, t, d: [0.5, 1, float("inf")], "returned inf for document 2"),
         (lambda m, t, d: d[9], "raised IndexError: list index out of range"),
-        (lambda m, t, d: ["good"] * 3, "raised ValueError: could not convert string to float"),
-        (lambda m, t, d: None, "raised TypeError: 'NoneType' object is not iterable"),
+        (lambda m, t, d: ["good"] * 3, "returned str 'good' for a document; expected a number"),
+        (lambda m, t, d: None, "returned NoneType None; expected a list of numbers"),
     ],
 )
 def test_a_bad_function_fails_the_candidate(
