@@ -45,13 +45,13 @@ def finished(run: Path) -> dict[int, TrialRecord]:
 def search_under_fire(out: Path, kills: int, trials: int, seed: int) -> Counter[str]:
     """Runs the search to its end; what was killed, and what was wrong afterwards."""
     chance = random.Random(seed)
-    config = write_config(out, 0.8, {"trials": trials})
+    config = write_config(out, 2.5, {"trials": trials})
     run, killed = out / "run", Counter[str]()
     noted: dict[int, TrialRecord] = {}
     workers = chance.choice((1, 2))
     process = start(out, config, workers)
     while killed.total() < kills and process.poll() is None:
-        time.sleep(chance.uniform(0.5, 16.0))
+        time.sleep(chance.uniform(2.0, 14.0))
         children = psutil.Process(process.pid).children() if process.poll() is None else []
         if workers == 2 and children and chance.random() < 0.6:
             victim = chance.choice(children)
