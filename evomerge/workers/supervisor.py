@@ -1,6 +1,7 @@
 """Workers are started, watched, and started again when they die, wherever they run."""
 
 import logging
+import socket
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -190,9 +191,10 @@ class Supervisor:
         now = time.monotonic()
         self._late = {trial.number: self._late.get(trial.number, now) for trial in running}
         for trial in running:
-            pid = trial.user_attrs.get(WORKER, {}).get("pid")
+            stamp = trial.user_attrs.get(WORKER, {})
+            here = stamp.get("host") == socket.gethostname()
             workers = [slot.running for slot in self.slots if slot.running is not None]
-            worker = next((one for one in workers if pid and one.process == pid), None)
+            worker = next((w for w in workers if here and w.process == stamp.get("pid")), None)
             if worker is None or now - self._late[trial.number] < seconds + _GRACE:
                 continue
             reason = (
