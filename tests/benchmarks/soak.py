@@ -1,10 +1,12 @@
 """Two hours of a search with several workers: memory, open files, and the size of its storage.
 
     python -m tests.benchmarks.soak --out FOLDER [--hours 2] [--workers 2] [--seconds 1.2]
-    python -m tests.benchmarks.soak --out FOLDER --report REPORT
+    python -m tests.benchmarks.soak --out FOLDER --report
 
 FOLDER gets the run and `samples.csv`: every ten seconds, of every process of the search, resident
-and private bytes, open files and threads, and the trials and bytes that the study has by then.
+and private bytes, open files and threads, and the trials and bytes that the study has by then. The
+report, Markdown, compares what a process grows by per trial with what the study itself needs per
+trial in a process that does nothing but read it.
 """
 
 import argparse
@@ -15,12 +17,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import psutil
 
+from evomerge.searching.run_folder import RunFolder
+from evomerge.searching.study import find_study
 from tests.benchmarks.slowed import write_config
 
 COLUMNS = ("seconds", "process", "resident", "private", "files", "threads", "trials", "journal")
 _PAUSE = 10.0  # seconds between samples
+_WARM = 180  # seconds at either end that do not count
 
 
 def sample(root: psutil.Process, run: Path, begun: float) -> list[dict[str, object]]:
@@ -72,6 +79,32 @@ def soak(out: Path, hours: float, workers: int, seconds: float) -> None:
     print(f"ended with {search.returncode} after {time.monotonic() - begun:.0f} s")
 
 
+def report(out: Path) -> None:
+    """Prints what the samples say, from when all processes had begun trials."""
+    frame = pd.read_csv(out / "samples.csv")
+    frame = frame[(frame.seconds >= _WARM) & frame.process.str.match(r"leader|worker")]
+    last = frame.seconds.max()
+    print(f"{last / 3600:.2f} hours, {frame.trials.max()} trials.\n")
+    print("| process | private memory, MiB | per 1,000 trials, MiB | open files | threads |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, own in frame[frame.seconds < last - _WARM].groupby("process"):
+        slope = np.polyfit(own.trials, own.private / 2**20, 1)[0]
+        ends = f"{own.private.iloc[0] / 2**20:.0f} to {own.private.iloc[-1] / 2**20:.0f}"
+        files, threads = (f"{own[c].min()} to {own[c].max()}" for c in ("files", "threads"))
+        print(f"| {name} | {ends} | {1000 * slope:.1f} | {files} | {threads} |")
+    halves = np.array_split(frame.groupby("trials").journal.max().reset_index(), 2)
+    sizes = [np.polyfit(half.trials, half.journal, 1)[0] / 1024 for half in halves]
+    print(
+        f"\nJournal: {sizes[0]:.2f} KiB per trial in the first half, {sizes[1]:.2f} in the second."
+    )
+    before = psutil.Process().memory_full_info().uss
+    study = find_study(RunFolder(out / "run").storage(None))
+    assert study is not None
+    count = len(study.get_trials(deepcopy=False))
+    grown = (psutil.Process().memory_full_info().uss - before) / 2**20
+    print(f"The study alone, read by a process: {1000 * grown / count:.1f} MiB per 1,000 trials.")
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,7 +112,11 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.2)
+    parser.add_argument("--report", action="store_true", help="of a search that has ended")
     arguments = parser.parse_args()
+    if arguments.report:
+        report(arguments.out)
+        return
     soak(arguments.out, arguments.hours, arguments.workers, arguments.seconds)
 
 
