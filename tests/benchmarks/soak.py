@@ -92,7 +92,8 @@ def report(out: Path) -> None:
         ends = f"{own.private.iloc[0] / 2**20:.0f} to {own.private.iloc[-1] / 2**20:.0f}"
         files, threads = (f"{own[c].min()} to {own[c].max()}" for c in ("files", "threads"))
         print(f"| {name} | {ends} | {1000 * slope:.1f} | {files} | {threads} |")
-    halves = np.array_split(frame.groupby("trials").journal.max().reset_index(), 2)
+    grown = frame.groupby("trials").journal.max().reset_index()
+    halves = [grown[: len(grown) // 2], grown[len(grown) // 2 :]]
     sizes = [np.polyfit(half.trials, half.journal, 1)[0] / 1024 for half in halves]
     print(
         f"\nJournal: {sizes[0]:.2f} KiB per trial in the first half, {sizes[1]:.2f} in the second."
@@ -101,8 +102,8 @@ def report(out: Path) -> None:
     study = find_study(RunFolder(out / "run").storage(None))
     assert study is not None
     count = len(study.get_trials(deepcopy=False))
-    grown = (psutil.Process().memory_full_info().uss - before) / 2**20
-    print(f"The study alone, read by a process: {1000 * grown / count:.1f} MiB per 1,000 trials.")
+    alone = (psutil.Process().memory_full_info().uss - before) / 2**20
+    print(f"The study alone, read by a process: {1000 * alone / count:.1f} MiB per 1,000 trials.")
 
 
 def main() -> None:
