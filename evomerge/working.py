@@ -21,6 +21,9 @@ from evomerge.session import Session, on_plateau
 
 log = logging.getLogger(__name__)
 
+_CLAIMED = "claimed"
+"""Prefix of study attributes: `claimed:holdout:12` has the name of the worker that scores it."""
+
 
 def make_loop(
     session: Session, on_trial: Callable[[TrialRecord], None], *, scores: bool = True
@@ -72,22 +75,38 @@ def make_loop(
     )
 
 
-def conclude(session: Session, loop: Loop, keep_plateau: Callable[[], None]) -> Outcome:
-    """Finalists on the holdout, and the verdict; after the trials, by the one that leads."""
-    study, folder, config = session.study, session.folder, session.bench.loaded.config
-    attempt = loop.attempt
+def share_finalists(session: Session, loop: Loop) -> None:
+    """Scores, with the other workers, what the verdict needs; after the trials, by every worker."""
+    attempt, study, presence = loop.attempt, session.study, session.presence
     loop.wait_for_others()
     for record in read_trials(study):
         session.collect(record)
+
+    def claim(name: str) -> bool:
+        with session.folder.together():
+            owner = study.user_attrs.get(f"{_CLAIMED}:{name}")
+            if owner not in (None, presence.name) and presence.alive(owner):
+                return False
+            study.set_user_attr(f"{_CLAIMED}:{name}", presence.name)
+            return True
+
     score_finalists(
         study,
-        folder,
+        session.folder,
         attempt.goal,
-        config.finalist_count(),
+        session.bench.loaded.config.finalist_count(),
         attempt.evaluate,
         stop_asked=lambda: loop.stop_asked,
         limit=attempt.seconds,
+        claim=claim,
     )
+
+
+def conclude(session: Session, loop: Loop, keep_plateau: Callable[[], None]) -> Outcome:
+    """What is left of the finalists, and the verdict; after the trials, by the one that leads."""
+    study, folder, config = session.study, session.folder, session.bench.loaded.config
+    attempt = loop.attempt
+    share_finalists(session, loop)
     keep_plateau()  # by now of more trials
     if loop.stop_asked:
         return stopped(session, None)

@@ -1,6 +1,7 @@
 """The end of a run: finalists and baselines on the holdout documents, and the verdict."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 HOLDOUT = "holdout"
 """Prefix of study attributes: `holdout:12` has the metrics of trial 12."""
 VERDICT = "verdict"
+_PAUSE = 0.5  # seconds before another look at what other workers score
 
 
 def score_finalists(
@@ -45,22 +47,46 @@ def score_finalists(
     *,
     stop_asked: Callable[[], bool],
     limit: float | None = None,
+    claim: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """Scores the leaders' metrics, where these are not known, then finalists and baselines on the
     holdout documents; all as far as missing, until a stop is asked for.
 
-    limit: seconds that each may take; None: any number.
+    limit: seconds that each may take; None: any number. claim: whether what will be kept under this
+    name is for this worker to score, and not for another one that lives; all return when all is
+    scored.
     """
-    for record in to_judge(study, goal):
-        if stop_asked():
-            return
+
+    def points(record: TrialRecord) -> None:
         log.info("metrics of a leader: %s", record.name)
         score_points(study, folder, record, evaluate, limit)
-    for record in to_score(study, folder, count, goal):
-        if stop_asked():
-            return
+
+    def holdout(record: TrialRecord) -> None:
         log.info("holdout: %s", record.name)
         score_holdout(study, folder, record, evaluate, goal, limit)
+
+    leaders = to_judge(study, goal)
+    _share(lambda: to_judge(study, goal), POINTS, points, claim, stop_asked)
+    if folder.fetch is not None:
+        for record in leaders:  # what is here may be what it was before
+            folder.fetch("search", record.number)
+    _share(lambda: to_score(study, folder, count, goal), HOLDOUT, holdout, claim, stop_asked)
+
+
+def _share(
+    left: Callable[[], list[TrialRecord]],
+    prefix: str,
+    score: Callable[[TrialRecord], None],
+    claim: Callable[[str], bool],
+    stop_asked: Callable[[], bool],
+) -> None:
+    """Scores, with other workers, what is left, until nothing is."""
+    while (records := left()) and not stop_asked():
+        mine = next((r for r in records if claim(f"{prefix}:{r.number}")), None)
+        if mine is None:
+            time.sleep(_PAUSE)
+        else:
+            score(mine)
 
 
 def to_judge(study: optuna.Study, goal: Goal) -> list[TrialRecord]:

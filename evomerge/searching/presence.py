@@ -1,6 +1,6 @@
 """Who works on a run: which workers live, and which of them leads.
 
-The leader puts dead workers' trials back into the queue, and at the end scores the finalists. With
+The leader puts dead workers' trials back into the queue, and at the end gives the verdict. With
 the study in the run folder, the operating system tells: a worker holds the lock of a file in
 `workers/`, and the leader that of `lock`; both are free the moment a process dies, on a shared file
 system too. With the study in a database, workers register in a second study beside it and show

@@ -35,7 +35,7 @@ from evomerge.searching.storage import PASSWORD, without_password
 from evomerge.searching.study import CONFIG, HISTORY, find_study, open_study
 from evomerge.session import Follower, Session, budget_of_run, session
 from evomerge.typed_yaml import read_yaml
-from evomerge.working import conclude, make_loop
+from evomerge.working import conclude, make_loop, share_finalists
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ def _take_part(own: Session, starts: Callable[[], Any], label: str) -> Joined:
     loop = make_loop(own, on_trial)
     with on_interrupt(loop.stop):
         loop.run()
+        share_finalists(own, loop)
         leads = not loop.stop_asked and own.presence.leads()
         if leads:
             keep_plateau = (follower or _follow(own)).keep_plateau
