@@ -105,7 +105,8 @@ def _record(session: Session, workers: int) -> None:
     }
     study.set_user_attr(HISTORY, [*study.user_attrs.get(HISTORY, []), start])
     for name, text in words.items():
-        log.info("%s: %s", name, text)
+        if name != "memory":  # every worker says its own
+            log.info("%s: %s", name, text)
     for text in constraints:
         log.info("constraint: %s", text)
     count = len(bench.space.distributions())

@@ -27,6 +27,12 @@ def free_bytes(device: torch.device, *, spread: bool = False) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def give_back_memory() -> None:
+    """What this process keeps of GPUs' memory for its next tensors; its workers need it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def used_memory(devices: Sequence[torch.device], processes: Sequence[int] = ()) -> str:
     """`cuda:0 31.2 of 79.1 GiB`, whoever uses it; without GPUs what this process has in memory,
     and others of these numbers, and what is left."""

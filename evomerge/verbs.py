@@ -16,6 +16,7 @@ from evomerge.checking import budget_of, loaded_config
 from evomerge.checking import check as check
 from evomerge.checkpoints.hashes import HashCache
 from evomerge.config import BudgetConfig, LoadedConfig
+from evomerge.devices import give_back_memory
 from evomerge.ending import Outcome, until_end
 from evomerge.errors import UserError
 from evomerge.going_on import Starts, read_starts
@@ -196,6 +197,7 @@ def _run(
         limited = bench.loaded.config.trial_minutes is not None
         if len(start.devices) == 1 and (start.alone or not limited):
             return _alone(own, start.on_progress)
+        give_back_memory()
         starting: Start
         if start.ray is None:
             starting = StartHere(folder.path, storage, start.devices)

@@ -37,6 +37,7 @@ def make_loop(
     goal = session.goal()
     made = evaluator(bench, session.folder.statistics) if scores else None
     if made is not None:
+        log.info("memory: %s", bench.memory.sentence())
         _keep_budget(bench, session)
     evaluate: Evaluate = Lazily(session) if made is None else made
 
