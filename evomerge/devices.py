@@ -28,9 +28,9 @@ def free_bytes(device: torch.device, *, spread: bool = False) -> int:
 
 
 def give_back_memory() -> None:
-    """What this process keeps of GPUs' memory for its next tensors; its workers need it."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    """What this process keeps of GPUs' memory for its next tensors; its workers need it. Where it
+    has used none, nothing happens."""
+    torch.cuda.empty_cache()
 
 
 def used_memory(devices: Sequence[torch.device], processes: Sequence[int] = ()) -> str:
