@@ -22,6 +22,7 @@ from evomerge.searching.study import (
     HISTORY,
     PUBLISHED,
     TASKS,
+    drop_claims,
     enqueue_baselines,
     finished,
     note,
@@ -58,6 +59,7 @@ def begin(session: Session, starts: Starts, workers: int) -> None:
 
     if back := take_up_interrupted(study, alive, all_died=True):
         log.info("%d interrupted trial(s) are taken up again", back)
+    drop_claims(study)
     plain = plain_baselines(bench) | take_up_starts(study, starts)
     enqueue_baselines(study, bench.space, plain)
     if isinstance(bench.space, SearchSpace):

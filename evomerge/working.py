@@ -16,13 +16,10 @@ from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.loop import Loop
 from evomerge.searching.record import TrialRecord, read_trials
 from evomerge.searching.samplers import SAMPLERS, SpaceSampler
-from evomerge.searching.study import BATCH_TOKENS, note
+from evomerge.searching.study import BATCH_TOKENS, CLAIMED, MOST_DEATHS, note
 from evomerge.session import Session, on_plateau
 
 log = logging.getLogger(__name__)
-
-_CLAIMED = "claimed"
-"""Prefix of study attributes: `claimed:holdout:12` has the name of the worker that scores it."""
 
 
 def make_loop(
@@ -84,11 +81,18 @@ def share_finalists(session: Session, loop: Loop) -> None:
         session.collect(record)
 
     def claim(name: str) -> bool:
+        key = f"{CLAIMED}:{name}"
         with session.folder.together():
-            owner = study.user_attrs.get(f"{_CLAIMED}:{name}")
-            if owner not in (None, presence.name) and presence.alive(owner):
+            known = study.user_attrs.get(key) or {"worker": presence.name, "deaths": 0}
+            deaths = known["deaths"]
+            if known["worker"] != presence.name:
+                if presence.alive(known["worker"]):
+                    return False
+                deaths += 1
+            if deaths >= MOST_DEATHS:
+                study.set_user_attr(name, {"failure": f"the worker died {deaths} times on it"})
                 return False
-            study.set_user_attr(f"{_CLAIMED}:{name}", presence.name)
+            study.set_user_attr(key, {"worker": presence.name, "deaths": deaths})
             return True
 
     score_finalists(

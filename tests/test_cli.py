@@ -25,6 +25,7 @@ def test_the_public_names() -> None:
         "CandidateError",
         "EvomergeError",
         "Recipe",
+        "SearchError",
         "UserError",
         "export",
         "load_config",

@@ -38,7 +38,8 @@ class RunJournal(BaseJournalBackend):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.touch()
+        if not path.exists():
+            path.touch()
         self._offsets = [0]
         """Where every 64th entry begins, as far as that is known."""
         self._last = (0, 0)

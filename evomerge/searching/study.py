@@ -51,6 +51,10 @@ BATCH_TOKENS = "batch_tokens"
 CONFIG = "config"
 """Study attribute: the configuration's text and name, and the folder that its paths start from."""
 
+CLAIMED = "claimed"
+"""Prefix of study attributes: `claimed:holdout:12` has the worker that scores trial 12 there, and
+how many died of it."""
+
 OBJECTIVE = "objective"
 """Study attribute: task -> its own metric and weight."""
 
@@ -62,7 +66,8 @@ CONSTRAINTS = "constraints"
 
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-_MOST_DEATHS = 3
+MOST_DEATHS = 3
+"""Of workers on one candidate, after which it fails."""
 
 
 def find_study(storage: BaseStorage) -> optuna.Study | None:
@@ -190,6 +195,13 @@ def values_of_baselines(study: optuna.Study) -> dict[str, float | None] | None:
     return values
 
 
+def drop_claims(study: optuna.Study) -> None:
+    """At a start: whoever died before is not to blame."""
+    for key, value in study.user_attrs.items():
+        if key.startswith(f"{CLAIMED}:") and value is not None:
+            study.set_user_attr(key, None)
+
+
 def take_up_interrupted(
     study: optuna.Study, alive: Callable[[FrozenTrial], bool], *, all_died: bool = False
 ) -> int:
@@ -233,7 +245,7 @@ def _told(study: optuna.Study, trial: FrozenTrial) -> bool:
 def _interrupted(study: optuna.Study, trial: FrozenTrial, *, blamed: bool, put_back: bool) -> bool:
     """Whether it was put back."""
     deaths = trial.user_attrs.get(DEATHS, 0) + blamed
-    if deaths >= _MOST_DEATHS:
+    if deaths >= MOST_DEATHS:
         fail(study, trial, f"the worker died {deaths} times while it was on this candidate")
         return False
     if put_back := put_back and RECIPE in trial.user_attrs:

@@ -59,6 +59,9 @@ def test_deadly_candidates_fail_and_the_search_ends_well(
         with pytest.raises(UserError) as refused:
             search(config)
         refusals.append(str(refused.value))
+        # What kills the others does not kill this worker.
+        while b"the worker died 3 times" not in folder.journal.read_bytes():
+            time.sleep(0.2)
         command = [sys.executable, "-m", "evomerge", "worker", str(folder.path), "--allow-code"]
         settings = {**os.environ, "HARMLESS": "1"}
         answer = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
