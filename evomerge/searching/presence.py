@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -23,6 +24,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from evomerge.errors import UserError
 from evomerge.searching.patience import patiently
 from evomerge.searching.run_folder import RunFolder, is_locked, lock
 
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 WORKERS = "evomerge workers"
 """Name of the study in which workers register: one trial each, for as long as it lives."""
 
+_TRIES = 5
 _BEAT = "beat"
 _SECONDS_BETWEEN_BEATS = 10.0
 _SECONDS_OF_SILENCE = 90.0
@@ -79,8 +82,14 @@ class FolderPresence:
         self._workers.mkdir(parents=True, exist_ok=True)
         self.name = ""
         self._file: IO[bytes] | None = None
-        while self._file is None:
+        for _ in range(_TRIES):
             self._enter(label)
+            if self._file is not None:
+                return
+        raise UserError(
+            f"{self._workers}: no file can be locked there; expected a file system that passes on "
+            "flock (configs/WORKERS.md), or the URL of a database as `storage`"
+        )
 
     def _enter(self, label: str | None) -> None:
         """Takes a name, unless somebody took its file for a dead one's before it was locked."""
@@ -105,7 +114,11 @@ class FolderPresence:
         path = self._place_of(worker)
         if is_locked(path):
             return True
-        path.unlink(missing_ok=True)
+        # Under its lock: a worker that comes just now sees that its file is gone.
+        with suppress(FileNotFoundError), path.open("rb+") as file:
+            if not lock(file):
+                return True
+            path.unlink()
         return False
 
     def leave(self) -> None:
