@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import optuna
+
 from evomerge.assemble import Bench, evaluator
 from evomerge.checking import sampler_choice
 from evomerge.ending import Outcome
@@ -14,7 +16,9 @@ from evomerge.searching.front_verdict import decide_front
 from evomerge.searching.guidance import Guide
 from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.loop import Loop
+from evomerge.searching.presence import Presence
 from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.samplers import SAMPLERS, SpaceSampler
 from evomerge.searching.study import BATCH_TOKENS, CLAIMED, MOST_DEATHS, note
 from evomerge.session import Session, on_plateau
@@ -80,21 +84,6 @@ def share_finalists(session: Session, loop: Loop) -> None:
     for record in read_trials(study):
         session.collect(record)
 
-    def claim(name: str) -> bool:
-        key = f"{CLAIMED}:{name}"
-        with session.folder.together():
-            known = study.user_attrs.get(key) or {"worker": presence.name, "deaths": 0}
-            deaths = known["deaths"]
-            if known["worker"] != presence.name:
-                if presence.alive(known["worker"]):
-                    return False
-                deaths += 1
-            if deaths >= MOST_DEATHS:
-                study.set_user_attr(name, {"failure": f"the worker died {deaths} times on it"})
-                return False
-            study.set_user_attr(key, {"worker": presence.name, "deaths": deaths})
-            return True
-
     score_finalists(
         study,
         session.folder,
@@ -103,8 +92,26 @@ def share_finalists(session: Session, loop: Loop) -> None:
         attempt.evaluate,
         stop_asked=lambda: loop.stop_asked,
         limit=attempt.seconds,
-        claim=claim,
+        claim=lambda name: claim(study, session.folder, presence, name),
     )
+
+
+def claim(study: optuna.Study, folder: RunFolder, presence: Presence, name: str) -> bool:
+    """Whether what the study will keep under `name` is this worker's to score: nobody who lives has
+    claimed it. What three workers died of fails."""
+    key = f"{CLAIMED}:{name}"
+    with folder.together():
+        known = study.user_attrs.get(key) or {"worker": presence.name, "deaths": 0}
+        deaths = known["deaths"]
+        if known["worker"] != presence.name:
+            if presence.alive(known["worker"]):
+                return False
+            deaths += 1
+        if deaths >= MOST_DEATHS:
+            study.set_user_attr(name, {"failure": f"the worker died {deaths} times on it"})
+            return False
+        study.set_user_attr(key, {"worker": presence.name, "deaths": deaths})
+        return True
 
 
 def conclude(session: Session, loop: Loop, keep_plateau: Callable[[], None]) -> Outcome:

@@ -88,7 +88,7 @@ DOORS = {
     },
     "optuna": {
         *("searching", "dashboard", "verbs.py", "checking.py", "ending.py"),
-        *("going_on.py", "cli.py", "session.py", "workers"),
+        *("going_on.py", "cli.py", "session.py", "working.py", "workers"),
     },
     "transformers": {"checkpoints", "merging", "scoring", "cli.py"},
     "safetensors": {"checkpoints"},
