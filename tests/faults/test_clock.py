@@ -16,6 +16,7 @@ from evomerge import load_config
 from evomerge.frames import whole_frame
 from evomerge.report import read_run
 
+pytestmark = pytest.mark.slow
 Faulty = Callable[..., Path]
 
 BACK = """\

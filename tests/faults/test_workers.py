@@ -16,6 +16,7 @@ from evomerge.report import read_run
 from evomerge.searching.run_folder import RunFolder
 from evomerge.workers import supervisor
 
+pytestmark = pytest.mark.slow
 Faulty = Callable[..., Path]
 
 DEADLY = """\

@@ -13,6 +13,7 @@ from evomerge.report import read_run
 from evomerge.scoring.scorecard import read_documents
 from tests.workers.conftest import Postgres, free_port
 
+pytestmark = pytest.mark.slow
 Small = Callable[..., Path]
 Command = Callable[..., "subprocess.Popen[str]"]
 

@@ -80,6 +80,7 @@ def test_workers_share_a_search_and_deaths_lose_nothing(
     assert not list((run / "workers").glob("*-*"))
 
 
+@pytest.mark.slow
 def test_a_signal_lets_every_worker_finish_its_trial(
     small: Small, tmp_path: Path, evomerge: Command
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_signal_lets_every_worker_finish_its_trial(
     assert "running" not in report.counts()
 
 
+@pytest.mark.slow
 def test_a_mistake_that_every_start_would_find_ends_the_search(
     small: Small, tmp_path: Path, evomerge: Command
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_mistake_that_every_start_would_find_ends_the_search(
     assert read_run(tmp_path / "run").state().startswith("failed: no worker can go on")
 
 
+@pytest.mark.slow
 def test_the_second_search_on_a_folder_is_refused_and_may_join(
     small: Small, tmp_path: Path, evomerge: Command
 ) -> None:

@@ -14,6 +14,7 @@ from evomerge.workers.on_ray import connect
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = [
+    pytest.mark.slow,
     # Of Ray itself.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
