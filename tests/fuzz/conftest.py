@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -25,19 +26,26 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def judge(tmp_path_factory: pytest.TempPathFactory, sound_run: Path) -> Iterator[Judge]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the code that reads an input may write."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(scope="session")
+def judge(home: Path, sound_run: Path) -> Judge:
     """Sees what is opened, by a hook of Python's that stays; between inputs it does nothing."""
-    here = tmp_path_factory.mktemp("fuzz")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("XDG_CACHE_HOME", "HOME", "TMPDIR"):
-            patch.setenv(name, str(here))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "datasets")
-        yield Judge(here, [sound_run])
+    return Judge(home, [sound_run])
 
 
 @pytest.fixture
-def send(judge: Judge, sound_run: Path) -> Iterator[Send]:
+def send(
+    judge: Judge, home: Path, sound_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Send]:
     """Sends the first inputs of a door, the same ones each time; each must end well."""
+    for name in ("XDG_CACHE_HOME", "HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
 
