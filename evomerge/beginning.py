@@ -43,8 +43,9 @@ def begin(session: Session, starts: Starts, workers: int) -> None:
     """
     bench, study, folder = session.bench, session.study, session.folder
     text = bench.loaded.file.read_text(encoding="utf-8")
-    if (url := bench.loaded.config.storage) is not None:
-        text = text.replace(url, without_password(url))
+    url = bench.loaded.config.storage
+    if url is not None and (shown := without_password(url)) != url:
+        text = with_value(text, "storage", f'"{shown}"')
     if bench.loaded.config.notify is not None:
         # Its address or command may hold a secret; and who reads a record must run none from it.
         text = with_value(text, "notify", f'"{KEPT_NOTIFY}"')

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import EXIT_OF_MISTAKE, EvomergeError
 
 app = typer.Typer(
     help="Finds the best merge of fine-tuned language models overnight.",
@@ -21,8 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-EXIT_OF_WORKER = 64
-"""Of a worker that found a mistake: one that starts workers need not try again (sysexits.h)."""
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False)
 
@@ -229,7 +227,7 @@ def worker(
     trust_remote_code: Trust = False,
 ) -> None:
     """Joins a search that runs here or on another machine, until its budget is spent."""
-    with _errors(EXIT_OF_WORKER), _messages(), _quiet():
+    with _errors(EXIT_OF_MISTAKE), _messages(), _quiet():
         from evomerge.verbs import Here, work
 
         here = Here(

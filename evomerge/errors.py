@@ -12,6 +12,9 @@ EvomergeError
 import difflib
 from collections.abc import Iterable
 
+EXIT_OF_MISTAKE = 64
+"""Exit code of a worker that found a mistake, which another start would find too (sysexits.h)."""
+
 _COMPARED = 200  # characters of names that are looked at for likeness
 _LISTED = 500  # names
 

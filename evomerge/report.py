@@ -170,8 +170,6 @@ class RunReport:
 def read_run(run: Path | str, storage: str | None = None) -> RunReport:
     """Reads a run folder; UserError if it holds no run."""
     folder = RunFolder(Path(run))
-    if storage is None and folder.journal.exists() and not folder.journal.is_file():
-        raise UserError(f"{folder.journal}: is no ordinary file; expected a search's journal")
     with readable(run):
         study = find_study(folder.storage_of_run(storage))
         if study is None or OBJECTIVE not in study.user_attrs:

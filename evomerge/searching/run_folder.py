@@ -125,7 +125,7 @@ class RunFolder:
 
     def storage_of_run(self, url: str | None) -> BaseStorage:
         """As `storage`, for reading: UserError where the folder holds no run."""
-        if url is None and not self.journal.is_file():
+        if url is None and not self.journal.exists():
             raise UserError(
                 f"{self.path}: holds no {_JOURNAL}; expected the output folder of a search"
             )
@@ -137,7 +137,7 @@ class RunFolder:
             self._storage = storage_of(url)
             return self._storage
         if self.journal.exists() and not self.journal.is_file():
-            raise UserError(f"{self.journal}: is no ordinary file; expected a study's journal")
+            raise UserError(f"{self.journal}: is no ordinary file; expected a search's journal")
         self._journal = RunJournal(self.journal)
         return JournalStorage(self._journal)
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from optuna.trial import TrialState
 
-from evomerge.errors import UserError
+from evomerge.errors import EXIT_OF_MISTAKE, UserError
 from evomerge.searching.loop import Loop
 from evomerge.searching.record import WORKER
 from evomerge.searching.study import fail
@@ -16,9 +16,6 @@ from evomerge.searching.time_limit import in_minutes
 from evomerge.session import Session
 
 log = logging.getLogger(__name__)
-
-MISTAKE = 64
-"""Exit code of a worker that found a mistake of the user's, which another start would find too."""
 
 _PAUSE = 0.25  # seconds between looks
 _MOST_DEATHS = 6  # in a row, each soon after the start, after which a worker is given up
@@ -168,7 +165,7 @@ class Supervisor:
         soon = time.monotonic() - slot.started < _SOON
         slot.deaths = slot.deaths + 1 if soon else 1
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if code == MISTAKE or slot.deaths >= _MOST_DEATHS:
+        if code == EXIT_OF_MISTAKE or slot.deaths >= _MOST_DEATHS:
             slot.ended, slot.failure = True, said or how
             log.error("%s ended (%s) and is given up: %s", slot.label, how, slot.failure)
             return
