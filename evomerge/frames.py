@@ -66,7 +66,7 @@ def trials_frame(report: "RunReport") -> pd.DataFrame:
 
 def _methods(record: TrialRecord) -> str | None:
     """`ties`, or `slerp, ties`; None for a trial that never began."""
-    if record.recipe_mapping is None:
+    if record.recipe_text is None:
         return None
     return ", ".join(dict.fromkeys(rule.method for rule in record.recipe.rules))
 

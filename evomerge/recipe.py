@@ -247,6 +247,10 @@ class Recipe:
             return {}
         return {"calibration": _without_none(dataclasses.asdict(self.calibration))}
 
+    def to_json(self) -> str:
+        """`to_mapping` on one line, as a study keeps it: a fifth of the memory."""
+        return json.dumps(self.to_mapping(), separators=(",", ":"))
+
     def to_yaml(self) -> str:
         """The recipe as people read it."""
         return dump_yaml(self.to_mapping())
@@ -259,6 +263,15 @@ class Recipe:
     def from_mapping(mapping: Mapping[str, Any], name: str = "recipe") -> "Recipe":
         """Inverse of `to_mapping`; UserError where it does not fit."""
         return _checked(validate(mapping, Recipe, name=name), name)
+
+    @staticmethod
+    def from_json(text: str, name: str = "recipe") -> "Recipe":
+        """Inverse of `to_json`; UserError where it does not fit."""
+        try:
+            mapping = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: is no JSON: {error}") from error
+        return Recipe.from_mapping(mapping, name)
 
     @staticmethod
     def from_yaml(text: str, name: str = "recipe") -> "Recipe":

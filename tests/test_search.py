@@ -188,7 +188,7 @@ def test_a_killed_search_loses_at_most_the_trial_under_way(small: Small) -> None
     assert len({record.fingerprint for record in complete}) == len(complete)
     assert [record.step for record in steps] == list(range(len(steps)))
     for record in records:
-        if record.state == "interrupted" and record.recipe_mapping is not None:
+        if record.state == "interrupted" and record.recipe_text is not None:
             assert len([r for r in records if r.retry_of == record.number]) == 1
             assert record.recipe.fingerprint() in {r.fingerprint for r in (*complete, *steps)}
 

@@ -23,7 +23,8 @@ from evomerge.searching.record import POINTS, RECIPE, RESULT, TrialRecord, read_
 
 _STUDY_ATTRIBUTE, _CREATE, _PARAMETER, _STATE, _ATTRIBUTE = 2, 4, 5, 6, 8
 _OPERATION = re.compile(rb'\{"op_code":(\d+),')
-_METHODS = re.compile(rb'"method":"(\w+)"')
+_METHODS = re.compile(rb'\\"method\\":\\"(\w+)\\"')
+"""In a recipe, which stands in its line as text."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 

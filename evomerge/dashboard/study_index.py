@@ -1,5 +1,6 @@
 """What the pages need of a study, and the reading of one that lies in a database."""
 
+import json
 from typing import Any, Protocol
 
 from optuna.storages import BaseStorage
@@ -75,7 +76,7 @@ class StudyIndex:
 
     def methods(self, number: int) -> tuple[str, ...]:
         """See `Index`."""
-        rules = (self._records[number].recipe_mapping or {}).get("rules", ())
+        rules = json.loads(self._records[number].recipe_text or "{}").get("rules", ())
         return tuple(dict.fromkeys(rule["method"] for rule in rules))
 
     def full(self, number: int) -> TrialRecord:

@@ -26,7 +26,7 @@ def trial_page(chosen: Chosen, other: Chosen | None, query: QueryParams) -> dict
     snapshot, record = chosen.snapshot, chosen.record
     report = snapshot.report
     side = side_of(query)
-    has_recipe = record.recipe_mapping is not None
+    has_recipe = record.recipe_text is not None
     depth = depth_of(record.recipe) if has_recipe else None
     address = f"/run/{quote(chosen.run.name)}/trial/{record.number}"
     found = [] if depth is None else galleries.trial_figures(depth)
@@ -136,8 +136,7 @@ def beside_of(chosen: Chosen) -> list[TrialRecord]:
 
 def _plain(snapshot: Snapshot, record: TrialRecord) -> list[TrialRecord]:
     """Base and sources, as far as they are scored."""
-    mapping = record.recipe_mapping or {}
-    names = ("base", *mapping.get("sources", ()))
+    names = ("base", *(() if record.recipe_text is None else record.recipe.sources))
     return [
         each
         for each in snapshot.report.records

@@ -57,7 +57,7 @@ def enqueue_starts(
         found = norms(cells)
         for name in missing:
             parameters = even_norms(space, found, names[name])
-            marks = {RECIPE: space.recipe(parameters).to_mapping(), IN_SPACE: True, START: name}
+            marks = {RECIPE: space.recipe(parameters).to_json(), IN_SPACE: True, START: name}
             study.enqueue_trial(parameters, user_attrs=marks)
     except NotInSpace as reason:
         log.info("no start with even norms: %s", reason)

@@ -175,7 +175,7 @@ class Guide:
         self.study.enqueue_trial(
             place,
             user_attrs={
-                RECIPE: self.space.recipe(place).to_mapping(),
+                RECIPE: self.space.recipe(place).to_json(),
                 IN_SPACE: True,
                 GUIDE: {"step": len(steps), "look": look},
             },

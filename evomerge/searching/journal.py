@@ -14,11 +14,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import orjson
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import FrozenTrial
 
 from evomerge.errors import UserError
 from evomerge.searching.patience import patiently
@@ -109,7 +113,7 @@ class RunJournal(BaseJournalBackend):
             for number, line in enumerate(file, start=place):
                 if not line.endswith(b"\n"):
                     return  # another process is writing it, or was killed
-                entry = json.loads(line) if number >= first else {}
+                entry = _parsed(line) if number >= first else {}
                 self._pass(number, len(line))
                 if number >= first:
                     yield entry
@@ -123,12 +127,52 @@ class RunJournal(BaseJournalBackend):
                 self._offsets.append(offset + size)
 
 
+class StudyStorage(JournalStorage):
+    """Optuna's storage in a journal, of which the finished trials share their parameters' names
+    and distributions: a third of the memory of a study, which every process holds."""
+
+    def __init__(self, journal: BaseJournalBackend) -> None:
+        self._unfinished: set[int] = set()
+        self._seen = 0
+        self._spaces: dict[tuple[tuple[str, BaseDistribution], ...], dict[str, Any]] = {}
+        """One of each among the trials' distributions, by name of the parameter."""
+        super().__init__(journal)
+
+    def _sync_with_backend(self) -> None:
+        entries = iter(self._backend.read_logs(self._replay_result.log_number_read))
+        while some := list(islice(entries, _EVERY)):
+            self._replay_result.apply_logs(some)
+            self._share_all()
+
+    def _share_all(self) -> None:
+        trials = self._replay_result._trials
+        self._unfinished.update(range(self._seen, len(trials)))
+        self._seen = len(trials)
+        for number in [n for n in self._unfinished if trials[n].state.is_finished()]:
+            self._share(trials[number])
+            self._unfinished.remove(number)
+
+    def _share(self, trial: FrozenTrial) -> None:
+        own = trial.distributions
+        space = self._spaces.setdefault(tuple(own.items()), own)
+        trial.distributions = space
+        trial.params = {name: trial.params[name] for name in space}
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[FileIO]:
     """The journal, for this process alone until the block ends."""
     with FileIO(path, "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = orjson.loads(line)  # which has each key in memory only once
+    except orjson.JSONDecodeError:
+        entry = json.loads(line)  # Optuna writes NaN and infinities too
+    return entry
 
 
 def _lines(logs: list[dict[str, Any]]) -> list[bytes]:

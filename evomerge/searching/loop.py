@@ -206,7 +206,7 @@ class Loop:
                 return "wait"
             recipe = self._recipe(trial)
             fingerprint = recipe.fingerprint()
-            trial.set_user_attr(RECIPE, recipe.to_mapping())
+            trial.set_user_attr(RECIPE, recipe.to_json())
             trial.set_user_attr(FINGERPRINT, fingerprint)
         seconds = {"propose": time.perf_counter() - start}
         return Claimed(trial=trial, recipe=recipe, fingerprint=fingerprint, seconds=seconds)
@@ -231,7 +231,7 @@ class Loop:
             return self.attempt.space.propose(trial)
         if trial.user_attrs[IN_SPACE]:
             self.attempt.space.propose(trial)
-        return Recipe.from_mapping(given)
+        return Recipe.from_json(given)
 
     def _is_double(self, trial: optuna.Trial) -> bool:
         """Whether an earlier trial is the same one: in a database, two workers may put it into the

@@ -18,7 +18,7 @@ from evomerge.scoring.scorecard import Metric, from_json
 # Names of user attributes, as they stand in every storage.
 BASELINE = "baseline"  # name of the baseline that the trial is
 START = "start"  # name of the start that the trial is, where it is not a baseline
-RECIPE = "recipe"  # Recipe.to_mapping()
+RECIPE = "recipe"  # Recipe.to_json()
 IN_SPACE = "in_space"  # whether a queued recipe carries parameters of the space
 FINGERPRINT = "fingerprint"
 WORKER = "worker"  # host, pid, time of start, and name of the worker
@@ -48,8 +48,8 @@ class TrialRecord:
     the scores of base and sources), interrupted, running,
     waiting."""
     baseline: str | None
-    recipe_mapping: Mapping[str, Any] | None
-    """As Recipe.to_mapping() made it."""
+    recipe_text: str | None
+    """As Recipe.to_json() made it; None for a trial that never began."""
     fingerprint: str | None
     parameters: Mapping[str, Any]
     """Of the space, as the sampler knows them; none of a recipe that the space cannot express."""
@@ -96,9 +96,9 @@ class TrialRecord:
     @property
     def recipe(self) -> Recipe:
         """The recipe that was tried; UserError for a trial that never began."""
-        if self.recipe_mapping is None:
+        if self.recipe_text is None:
             raise UserError(f"trial {self.number} has no recipe: it is {self.state}")
-        return Recipe.from_mapping(self.recipe_mapping, f"the recipe of trial {self.number}")
+        return Recipe.from_json(self.recipe_text, f"the recipe of trial {self.number}")
 
     @property
     def scored(self) -> int:
@@ -143,7 +143,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         number=trial.number,
         state="step" if SLOPES in result else state,
         baseline=attributes.get(BASELINE),
-        recipe_mapping=attributes.get(RECIPE),
+        recipe_text=attributes.get(RECIPE),
         fingerprint=attributes.get(FINGERPRINT),
         parameters=trial.params,
         value=_value(trial, result),

@@ -21,11 +21,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage
 
 from evomerge.errors import UserError
 from evomerge.scoring.scorecard import DocumentScores, read_documents
-from evomerge.searching.journal import RunJournal
+from evomerge.searching.journal import RunJournal, StudyStorage
 from evomerge.searching.storage import close_storage, storage_of
 
 Side = Literal["search", "holdout"]
@@ -139,7 +139,7 @@ class RunFolder:
         if self.journal.exists() and not self.journal.is_file():
             raise UserError(f"{self.journal}: is no ordinary file; expected a search's journal")
         self._journal = RunJournal(self.journal)
-        return JournalStorage(self._journal)
+        return StudyStorage(self._journal)
 
     def together(self) -> AbstractContextManager[None]:
         """What is told to the journal inside is written in one piece; for the process that holds

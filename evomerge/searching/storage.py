@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 
 from evomerge.errors import UserError
-from evomerge.searching.journal import RunJournal
+from evomerge.searching.journal import RunJournal, StudyStorage
 from evomerge.searching.patience import is_passing, patiently
 
 PASSWORD = ":***"
@@ -60,7 +60,7 @@ def serve(what: str, host: str, port: int, ready: Callable[[str], None]) -> None
     what: a URL, or the path of a file, which is made if it is not there. ready: told the URL.
     """
     _need_grpc()
-    storage = storage_of(what) if "://" in what else JournalStorage(RunJournal(Path(what)))
+    storage = storage_of(what) if "://" in what else StudyStorage(RunJournal(Path(what)))
     with _experimental():
         ready(f"grpc://{host}:{port}")
         optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)

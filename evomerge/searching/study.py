@@ -173,7 +173,7 @@ def enqueue_baselines(study: optuna.Study, space: Space, baselines: Mapping[str,
             parameters = {}
         attributes = {
             BASELINE: name,
-            RECIPE: recipe.to_mapping(),
+            RECIPE: recipe.to_json(),
             IN_SPACE: bool(parameters),
         }
         study.enqueue_trial(parameters, user_attrs=attributes)
@@ -287,7 +287,7 @@ def carry_over(
         new.set_user_attr(REFERENCES, old.user_attrs[REFERENCES])
     count = 0
     for trial in old.get_trials(deepcopy=False, states=_ENDED):
-        recipe = Recipe.from_mapping(trial.user_attrs[RECIPE])
+        recipe = Recipe.from_json(trial.user_attrs[RECIPE])
         try:
             parameters = space.encode(recipe)
         except NotInSpace:

@@ -133,7 +133,7 @@ def _trial(
     }
     stamp = {"host": "none", "pid": 1, "started": begun.isoformat(timespec="seconds")}
     attributes = {
-        RECIPE: recipe.to_mapping(),
+        RECIPE: recipe.to_json(),
         FINGERPRINT: f"{number:016x}",
         WORKER: stamp,
         RESULT: result,

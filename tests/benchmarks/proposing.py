@@ -77,7 +77,7 @@ def at_random(parameters: int, trials: int) -> list[FrozenTrial]:
             if isinstance(kind, FloatDistribution)
         }
         recipe = space.recipe(place)
-        attributes = {RECIPE: recipe.to_mapping(), FINGERPRINT: recipe.fingerprint()}
+        attributes = {RECIPE: recipe.to_json(), FINGERPRINT: recipe.fingerprint()}
         trial = optuna.trial.create_trial(
             params=place,
             distributions=distributions,
@@ -105,7 +105,7 @@ def milliseconds(
         trial.set_user_attr(WORKER, worker_stamp("one"))
         recipe = space.propose(trial)
         fingerprint = recipe.fingerprint()
-        trial.set_user_attr(RECIPE, recipe.to_mapping())
+        trial.set_user_attr(RECIPE, recipe.to_json())
         trial.set_user_attr(FINGERPRINT, fingerprint)
     scored_before(study, fingerprint)
     best_complete(study)

@@ -31,17 +31,25 @@ def score(model, tokenizer, documents):
 
 
 def write_config(
-    folder: Path, seconds: float, budget: dict[str, float], documents: int = 24
+    folder: Path,
+    seconds: float,
+    budget: dict[str, float],
+    documents: int = 24,
+    models: dict[str, str] | None = None,
 ) -> Path:
     """A configuration in a folder of its own. seconds: that scoring a candidate takes at least, if
-    one pass over its search documents takes less."""
+    one pass over its search documents takes less. models: `base` and the sources, instead of the
+    quickstart's."""
+    if models is None:
+        names = ("base", "dial", "past", "capital")
+        models = {name: str(FAMILY / "models" / name) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "slow_scorer.py").write_text(SCORER.format(seconds=seconds))
     lines = (FAMILY / "tasks" / "past.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "documents.jsonl").write_text("\n".join(lines[: 2 * documents]) + "\n")
     content = {
-        "base": str(FAMILY / "models" / "base"),
-        "sources": {name: str(FAMILY / "models" / name) for name in ("dial", "past", "capital")},
+        "base": models["base"],
+        "sources": {name: path for name, path in models.items() if name != "base"},
         "tasks": {"past": {"scorer": "slow_scorer:score", "documents": "documents.jsonl"}},
         "space": {"methods": ["task_arithmetic", "ties"], "choose": "group", "depth": "layers"},
         "budget": budget,

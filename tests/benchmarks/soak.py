@@ -1,17 +1,21 @@
 """Two hours of a search with several workers: memory, open files, and the size of its storage.
 
     python -m tests.benchmarks.soak --out FOLDER [--hours 2] [--workers 2] [--seconds 1.2]
+        [--model MODEL]
     python -m tests.benchmarks.soak --out FOLDER --report
 
-FOLDER gets the run and `samples.csv`: every ten seconds, of every process of the search, resident
-and private bytes, open files and threads, and the trials and bytes that the study has by then. The
-report, Markdown, compares what a process grows by per trial with what the study itself needs per
-trial in a process that does nothing but read it.
+MODEL: a folder with a checkpoint in one file, to search on instead of the quickstart's small
+models; its two sources are copies with noise, made in FOLDER. FOLDER gets the run and
+`samples.csv`: every ten seconds, of every process of the search, resident and private bytes, open
+files and threads, and the trials and bytes that the study has by then. The report, Markdown,
+compares what a process grows by per trial with what the study itself needs per trial in a process
+that does nothing but read it.
 """
 
 import argparse
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+import torch
+from safetensors.torch import load_file, save_file
 
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import find_study
@@ -62,9 +68,26 @@ def _label(process: psutil.Process) -> str:
     return words[words.index("--label") + 1] if "--label" in words else "other"
 
 
-def soak(out: Path, hours: float, workers: int, seconds: float) -> None:
+def with_copies(model: Path, out: Path) -> dict[str, str]:
+    """The model as base, and two copies of it with noise of 2 % of each tensor's own spread."""
+    models = {"base": str(model.resolve())}
+    for number in range(2):
+        models[f"copy{number}"] = str((out / f"copy{number}").resolve())
+        shutil.copytree(model, out / f"copy{number}", dirs_exist_ok=True)
+        generator = torch.Generator().manual_seed(number)
+        weights = load_file(model / "model.safetensors")
+        for name, tensor in weights.items():
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+            weights[name] = tensor + 0.02 * tensor.float().std().to(tensor.dtype) * noise
+        save_file(weights, out / f"copy{number}" / "model.safetensors", metadata={"format": "pt"})
+    return models
+
+
+def soak(out: Path, hours: float, workers: int, seconds: float, model: Path | None) -> None:
     """Runs the search and writes the samples."""
-    config = write_config(out, seconds, {"hours": hours})
+    out.mkdir(parents=True, exist_ok=True)
+    models = None if model is None else with_copies(model, out)
+    config = write_config(out, seconds, {"hours": hours}, models=models)
     command = [sys.executable, "-m", "evomerge", "search", str(config), "--workers", str(workers)]
     begun = time.monotonic()
     with (out / "printed.txt").open("wb") as printed, (out / "samples.csv").open("w") as file:
@@ -113,12 +136,13 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.2)
+    parser.add_argument("--model", type=Path, help="a checkpoint of one file")
     parser.add_argument("--report", action="store_true", help="of a search that has ended")
     arguments = parser.parse_args()
     if arguments.report:
         report(arguments.out)
         return
-    soak(arguments.out, arguments.hours, arguments.workers, arguments.seconds)
+    soak(arguments.out, arguments.hours, arguments.workers, arguments.seconds, arguments.model)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_starts_are_queued_once_and_only_where_they_can_be_written() -> None:
     ]
     assert not any(BASELINE in trial.user_attrs for trial in study.trials)
     trial = study.ask()
-    assert space_of().propose(trial).to_mapping() == trial.user_attrs[RECIPE]
+    assert space_of().propose(trial).to_json() == trial.user_attrs[RECIPE]
     other = optuna.create_study()
     enqueue_starts(other, space_of("linear"), norms)
     assert not other.trials

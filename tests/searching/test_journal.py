@@ -8,12 +8,12 @@ import pytest
 from optuna.storages import JournalStorage
 
 from evomerge.errors import UserError
-from evomerge.searching.journal import RunJournal
+from evomerge.searching.journal import RunJournal, StudyStorage
 
 
 def study(path: Path) -> tuple[optuna.Study, RunJournal]:
     journal = RunJournal(path)
-    storage = JournalStorage(journal)
+    storage = StudyStorage(journal)
     return optuna.create_study(storage=storage, study_name="x", load_if_exists=True), journal
 
 
@@ -42,6 +42,29 @@ def test_processes_write_whole_proposals_and_lose_none(tmp_path: Path) -> None:
     trials = study(tmp_path / "j")[0].trials
     assert [trial.number for trial in trials] == list(range(60))
     assert all(len(trial.params) == 8 and trial.state.name == "COMPLETE" for trial in trials)
+
+
+def test_finished_trials_share_the_space_and_are_those_that_optuna_reads(tmp_path: Path) -> None:
+    own, journal = study(tmp_path / "j")
+    other, _ = study(tmp_path / "j")
+    own.enqueue_trial({"a": 0.25}, user_attrs={"wide": float("inf")})
+    for number in range(100):
+        trial = own.ask()
+        trial.suggest_float("a", 0, 1)
+        if number % 2:
+            trial.suggest_categorical("b", ["x", "y"])
+        trial.report(float("nan"), 1)
+        assert own.get_trials(deepcopy=False)[-1].params == trial.params
+        own.tell(trial, number)
+    for reader in (own, other, study(tmp_path / "j")[0]):
+        trials = reader.get_trials(deepcopy=False)
+        assert len({id(trial.distributions) for trial in trials}) == 2
+        assert trials[0].user_attrs["wide"] == float("inf")
+        names = {id(name) for trial in trials for name in trial.params}
+        assert len(names) == 3  # of the two spaces
+    plain = optuna.load_study(study_name="x", storage=JournalStorage(journal))
+    for found, known in zip(own.trials, plain.trials, strict=True):
+        assert vars(found) | {"intermediate_values": 0} == vars(known) | {"intermediate_values": 0}
 
 
 def test_others_see_a_proposal_in_whole_or_not_at_all(tmp_path: Path) -> None:
