@@ -14,13 +14,14 @@ import numpy as np
 from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
-from evomerge.searching.samplers.coordinates import Coordinates, Past, Places, Point, better, losses
+from evomerge.searching.samplers.coordinates import Coordinates, Past, Places, Point, losses
+from evomerge.searching.samplers.generations import Generations
 
 _STEP = 1 / 6  # initial standard deviation, as a share of each range
 _TRUST = 0.5  # initial probability of the best trial's categories; the rest is spread evenly
 
 
-class CatCma:
+class CatCma(Generations[CatCMAwM]):
     """For numbers, stepped or not, and categories.
 
     Its notes: the generation of a proposal, and its numbers as drawn, before they were rounded and
@@ -28,36 +29,18 @@ class CatCma:
     """
 
     def __init__(self, coordinates: Coordinates) -> None:
-        self._coordinates = coordinates
+        super().__init__(coordinates)
         stepped = [kind.step is not None for kind in coordinates.numbers.values()]
         # CatCMAwM wants the continuous numbers first.
         self._order = np.argsort(stepped, kind="stable")
         self._continuous = len(stepped) - sum(stepped)
         self._most = int(coordinates.counts.max(initial=0))
-        self._best: Past | None = None
-        """Of the trials before its own first one."""
-        self._optimiser: CatCMAwM | None = None
-        self._told: list[Past] = []
-
-    def learn(self, past: Past) -> None:
-        """The distributions move whenever own trials are as many as a generation has, as those of
-        CMA-ES do."""
-        if past.mark is None:
-            if self._optimiser is None and better(past, self._best):
-                self._best = past
-            return
-        optimiser = self._optimiser or self._begin()
-        self._told.append(past)
-        if len(self._told) == optimiser.population_size:
-            solutions = [self._solution(member.point, member.mark[1]) for member in self._told]
-            optimiser.tell(list(zip(solutions, _apart(losses(self._told)), strict=True)))
-            self._told = []
 
     def propose(
         self, random: np.random.Generator, under_way: Sequence[Point] = ()
     ) -> tuple[Point, Any]:
         """One draw from the distributions that the full generations have shaped."""
-        optimiser = self._optimiser or self._begin()
+        optimiser = self.optimiser()
         optimiser.reseed_rng(int(random.integers(2**32)))
         drawn = optimiser.ask()
         raw = [] if drawn._v_raw is None else drawn._v_raw.tolist()
@@ -76,9 +59,8 @@ class CatCma:
             _v_raw=np.array(raw),
         )
 
-    def _begin(self) -> CatCMAwM:
+    def _begin(self, start: Point) -> CatCMAwM:
         space = self._coordinates
-        start = space.middle() if self._best is None else self._best.point
         kinds = list(space.numbers.values())
         grids = [
             np.linspace(0.0, 1.0, round((kind.high - kind.low) / kind.step) + 1)
@@ -87,7 +69,7 @@ class CatCma:
         ]
         even = (np.arange(self._most) < space.counts[:, None]) / space.counts[:, None]
         categories = _TRUST * self._one_hot(start.choices) + (1 - _TRUST) * even
-        self._optimiser = CatCMAwM(
+        return CatCMAwM(
             x_space=[[0.0, 1.0]] * self._continuous or None,
             z_space=grids or None,
             c_space=space.counts.tolist() or None,
@@ -96,7 +78,10 @@ class CatCma:
             cov=np.eye(len(kinds)),
             cat_param=categories if len(space.counts) else None,
         )
-        return self._optimiser
+
+    def _generation(self, told: Sequence[Past]) -> list[tuple[Any, float]]:
+        solutions = (self._solution(past.point, past.mark[1]) for past in told)
+        return list(zip(solutions, _apart(losses(told)), strict=True))
 
     def _one_hot(self, choices: Places) -> NDArray[np.bool_]:
         """[categories, most choices]."""
