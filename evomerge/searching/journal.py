@@ -128,8 +128,8 @@ class RunJournal(BaseJournalBackend):
 
 
 class StudyStorage(JournalStorage):
-    """Optuna's storage in a journal, of which the finished trials share their parameters' names
-    and distributions: a third of the memory of a study, which every process holds."""
+    """Optuna's storage in a journal, of which the finished trials share their parameters' names,
+    distributions and choices: a third of the memory of a study, which every process holds."""
 
     def __init__(self, journal: BaseJournalBackend) -> None:
         self._unfinished: set[int] = set()
@@ -156,7 +156,10 @@ class StudyStorage(JournalStorage):
         own = trial.distributions
         space = self._spaces.setdefault(tuple(own.items()), own)
         trial.distributions = space
-        trial.params = {name: trial.params[name] for name in space}
+        trial.params = {
+            name: kind.to_external_repr(kind.to_internal_repr(trial.params[name]))
+            for name, kind in space.items()
+        }
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_finished_trials_share_the_space_and_are_those_that_optuna_reads(tmp_pat
         trial = own.ask()
         trial.suggest_float("a", 0, 1)
         if number % 2:
-            trial.suggest_categorical("b", ["x", "y"])
+            trial.suggest_categorical("b", ["long x", "long y"])
         trial.report(float("nan"), 1)
         assert own.get_trials(deepcopy=False)[-1].params == trial.params
         own.tell(trial, number)
@@ -62,6 +62,8 @@ def test_finished_trials_share_the_space_and_are_those_that_optuna_reads(tmp_pat
         assert trials[0].user_attrs["wide"] == float("inf")
         names = {id(name) for trial in trials for name in trial.params}
         assert len(names) == 3  # of the two spaces
+        choices = [trial.params["b"] for trial in trials if "b" in trial.params]
+        assert len({id(choice) for choice in choices}) == len(set(choices)) == 2
     plain = optuna.load_study(study_name="x", storage=JournalStorage(journal))
     for found, known in zip(own.trials, plain.trials, strict=True):
         assert vars(found) | {"intermediate_values": 0} == vars(known) | {"intermediate_values": 0}
