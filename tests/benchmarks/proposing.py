@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.proposing [--samplers NAME ...] [--parameters 24 200]
         [--trials 100 1000] [--most-gp 100] [--processor] [--storage URL] [--records]
+        [--points FILE.csv] [--figure FILE.png]
 
 The study lies in a journal file, as by default, or in a database of its own (--storage). It is
 filled with random points; then the sampler proposes ten trials, which are told a smooth function.
@@ -9,10 +10,12 @@ Milliseconds of the wall clock, and of the processor where others use the machin
 the first proposal of a process, which reads all trials, and the median of the others. A proposal is
 what the loop does before it scores: asking for all parameters, writing them, the recipe, its
 fingerprint, the search for a twin, and for the best trial. --records: with what it does after: the
-result, and its telling. Prints Markdown.
+result, and its telling. Prints Markdown. --points: adds the medians to a table, which may have
+those of other storages; --figure draws all of it.
 """
 
 import argparse
+import csv
 import random
 import statistics
 import tempfile
@@ -20,7 +23,9 @@ import time
 from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import optuna
+import pandas as pd
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
@@ -114,6 +119,35 @@ def milliseconds(
     return 1000 * (CLOCK[0]() - start if records else spent)
 
 
+def keep(file: Path, row: dict[str, object]) -> None:
+    """Adds a line to the table."""
+    new = not file.exists()
+    with file.open("a", newline="") as table:
+        writer = csv.DictWriter(table, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def draw(points: Path, file: Path) -> None:
+    """Milliseconds against trials, a line for each storage, sampler and number of parameters."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    lines = pd.read_csv(points).groupby(["storage", "sampler", "parameters"])
+    for (storage, sampler, parameters), own in lines:
+        axes.plot(
+            own.trials,
+            own.milliseconds,
+            label=f"{storage}, {sampler}, {parameters} parameters",
+            marker={"journal": "o"}.get(storage, "s"),
+            linestyle={"random": "--"}.get(sampler, "-"),
+        )
+    axes.set(xscale="log", yscale="log", xlabel="trials before", ylabel="ms per trial")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(
@@ -126,6 +160,8 @@ def main() -> None:
     parser.add_argument("--storage", help="an empty database, used for one case after another")
     parser.add_argument("--records", action="store_true", help="with the telling")
     parser.add_argument("--processor", action="store_true", help="the processor's seconds")
+    parser.add_argument("--points", type=Path, help="a CSV file to add to")
+    parser.add_argument("--figure", type=Path, help="drawn from --points")
     arguments = parser.parse_args()
     if arguments.processor:
         CLOCK[0] = time.process_time
@@ -151,8 +187,21 @@ def main() -> None:
                     for _ in range(PROPOSALS)
                 )
                 optuna.delete_study(study_name=study.study_name, storage=storage)
-            cells.append(f"{statistics.median(others):.0f} (first {first:.0f})")
+            median = statistics.median(others)
+            cells.append(f"{median:.0f} (first {first:.0f})")
+            if arguments.points is not None:
+                storage_name = (arguments.storage or "journal").partition("+")[0]
+                row = {
+                    "storage": storage_name,
+                    "sampler": name,
+                    "parameters": parameters,
+                    "trials": trials,
+                    "milliseconds": round(median, 1),
+                }
+                keep(arguments.points, row)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    if arguments.figure is not None:
+        draw(arguments.points, arguments.figure)
 
 
 if __name__ == "__main__":
