@@ -1,29 +1,21 @@
 """From a configuration to live objects: the only file that knows every room."""
 
 import dataclasses
-import hashlib
-import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from evomerge.checkpoints.dequantised import open_checkpoint
 from evomerge.checkpoints.hashes import HashCache
-from evomerge.checkpoints.locate import locate
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.checkpoints.unchanged import Unchanged
-from evomerge.config import LoadedConfig, SpaceConfig
+from evomerge.config import LoadedConfig
 from evomerge.devices import choose_device, free_bytes
-from evomerge.errors import UserError
 from evomerge.evaluator import Evaluator
-from evomerge.merging.calibration import calibrate, check_text
-from evomerge.merging.finite import not_finite, where_not_finite
+from evomerge.merging.calibration import calibrate
 from evomerge.merging.kept_statistics import KeptStatistics
 from evomerge.merging.models import Models, open_models
 from evomerge.merging.placement import MemoryPlan, spread_memory
@@ -31,8 +23,8 @@ from evomerge.merging.workspace import Workspace
 from evomerge.methods import METHODS
 from evomerge.methods.apply import Pass
 from evomerge.methods.compiled import choose_pass
-from evomerge.recipe import BASE, Calibration, DType, Model, Recipe
-from evomerge.scorers import requests, scorer_of, sources, tasks_of
+from evomerge.recipe import BASE, Recipe
+from evomerge.scorers import scorer_of, tasks_of
 from evomerge.scoring.batch_budget import BatchBudget
 from evomerge.scoring.documents import Split, split_documents, stratified_blocks
 from evomerge.scoring.scorer import Documents, Scorer
@@ -43,8 +35,7 @@ from evomerge.searching.run_folder import Side
 from evomerge.searching.space import Space
 from evomerge.searching.stacks import StackSpace
 from evomerge.spaces import space_of
-
-log = logging.getLogger(__name__)
+from evomerge.template import refuse_not_finite, template_of, with_hashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +123,7 @@ def prepare(loaded: LoadedConfig, hashes: HashCache, *, workers: int = 1) -> Ben
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    template = _template(loaded)
+    template = template_of(loaded)
     models = open_models(
         template, trust_remote_code=config.trust_remote_code, relative_to=loaded.folder
     )
@@ -157,9 +148,9 @@ def prepare(loaded: LoadedConfig, hashes: HashCache, *, workers: int = 1) -> Ben
         )
         for name, task in tasks_of(loaded).items()
     }
-    template = _with_hashes(template, models, hashes)
+    template = with_hashes(template, models, hashes)
     unchanged = Unchanged(models.checkpoints, _known_hashes(template))
-    _refuse_not_finite(template, models, hashes)
+    refuse_not_finite(template, models, hashes)
     space = space_of(loaded, template, models)
     slots = models.stacks.deepest(space.depth[1] if isinstance(space, StackSpace) else None)
     elements = sum(math.prod(slot.shape) for slot in slots)
@@ -269,153 +260,3 @@ def evaluator(bench: Bench, statistics: Path | None = None) -> Evaluator:
 def _known_hashes(template: Recipe) -> dict[str, str]:
     """Of the weights of base and sources, by name."""
     return {name: template.model(name).sha256 or name for name in (BASE, *template.sources)}
-
-
-def identity(bench: Bench) -> dict[str, Any]:
-    """The facts that make scores of one study comparable; equal ones may go on with it."""
-    config = bench.loaded.config
-    texts = {task: bench.scorer.documents(task) for task in bench.splits}
-    documents = {
-        task: {
-            "count": len(own),
-            "sha256": hashlib.sha256("\n".join(own).encode()).hexdigest()[:16],
-        }
-        for task, own in texts.items()
-    }
-    facts = {
-        "models": {
-            name: bench.template.model(name).sha256 for name in (BASE, *bench.template.sources)
-        },
-        "tasks": {
-            name: _plain(task, without=("folder", "file", "documents"))
-            for name, task in tasks_of(bench.loaded).items()
-        },
-        "documents": _plain(config.documents) | {"tasks": documents},
-        "space": _space(config.space),
-        "starts": {name: recipe.fingerprint() for name, recipe in bench.space.starts().items()},
-        "sampler": config.sampler,
-        "seed": config.seed,
-        "dtype": bench.template.dtype,
-        "batch_tokens": config.batch_tokens,
-        "objective": bench.goal.kind,
-        # Batches are filled within a block, and the last digits depend on them.
-        "blocks": len(bench.blocks("search")),
-    }
-    # Left out where they are as runs without them have it.
-    if bench.goal.normalise != "raw":
-        facts["normalise"] = bench.goal.normalise
-    if bench.goal.several:
-        facts["objectives"] = bench.goal.parts
-    if bench.goal.constraints:
-        facts["constraints"] = {each.task: each.sentence() for each in bench.goal.constraints}
-    if bench.models.digest is not None:
-        facts["vocabulary"] = f"{config.vocabulary} {bench.models.digest}"
-    if bench.template.calibration is not None:
-        facts["calibration"] = _plain(bench.template.calibration, without=("file",))
-    if code := sources(bench.loaded):
-        facts["code"] = code
-    if config.generation != "own":
-        facts["generation"] = config.generation
-    result: dict[str, Any] = json.loads(json.dumps(facts, default=str))
-    return result
-
-
-def _space(space: SpaceConfig) -> dict[str, Any]:
-    return _plain(space, without=() if space.switch_off else ("switch_off",))
-
-
-def asked(bench: Bench) -> dict[str, Any]:
-    """Task -> how it is asked, as the stock lm_eval command needs to be told; of tasks that are
-    not lm-eval's, only the scorer."""
-    others = {n: {"scorer": t.scorer} for n, t in tasks_of(bench.loaded).items() if t.scorer}
-    return others | {
-        request.name: {
-            "folder": None if request.folder is None else str(request.folder.resolve()),
-            "num_fewshot": request.num_fewshot,
-            "chat_template": request.chat_template,
-            "system_instruction": request.system_instruction,
-            "dtype": bench.template.dtype,
-        }
-        for request in requests(bench.loaded)
-    }
-
-
-def _template(loaded: LoadedConfig) -> Recipe:
-    config = loaded.config
-
-    def found(model: Model) -> Model:
-        folder = loaded.folder / Path(model.path).expanduser()
-        return dataclasses.replace(model, path=str(folder.resolve())) if folder.exists() else model
-
-    base = found(config.base)
-    return Recipe(
-        base=base,
-        sources={name: found(model) for name, model in config.sources.items()},
-        rules=(),
-        seed=config.seed,
-        dtype=config.dtype or dtype_of(base, trust_remote_code=config.trust_remote_code),
-        vocabulary=config.vocabulary,
-        calibration=_calibration(loaded),
-    )
-
-
-def _calibration(loaded: LoadedConfig) -> Calibration | None:
-    calibration = loaded.config.calibration
-    if calibration is None:
-        return None
-    file = loaded.folder / Path(calibration.file).expanduser()
-    path = str(file.resolve()) if file.is_file() else calibration.file
-    located = dataclasses.replace(calibration, file=path)
-    return dataclasses.replace(located, sha256=check_text(located))
-
-
-def dtype_of(base: Model, *, trust_remote_code: bool = False) -> DType:
-    """The dtype that the base's config.json names."""
-    folder = locate(base.path, base.revision)
-    content = open_checkpoint(folder, trust_remote_code=trust_remote_code).config
-    named = content.get("dtype") or content.get("torch_dtype") or "float32"
-    known: dict[str, DType] = {n: n for n in ("float32", "float16", "bfloat16")}
-    if named not in known:
-        raise UserError(f"base: {folder}: dtype is {named!r}; expected one of {', '.join(known)}")
-    return known[named]
-
-
-def _with_hashes(template: Recipe, models: Models, hashes: HashCache) -> Recipe:
-    found = {name: hashes.sha256(models.checkpoints[name]) for name in models.checkpoints}
-    for name, sha256 in found.items():
-        expected = template.model(name).sha256
-        if expected not in (None, sha256):
-            raise UserError(f"{name}: sha256 of the weights is {sha256}; expected {expected}")
-    first: dict[str, str] = {}
-    for name, sha256 in found.items():
-        if first.setdefault(sha256, name) != name:
-            log.warning("%s and %s have the same weights", first[sha256], name)
-    return dataclasses.replace(
-        template,
-        base=dataclasses.replace(template.base, sha256=found[BASE]),
-        sources={
-            name: dataclasses.replace(model, sha256=found[name])
-            for name, model in template.sources.items()
-        },
-    )
-
-
-def _refuse_not_finite(template: Recipe, models: Models, hashes: HashCache) -> None:
-    """UserError for a model with NaN or infinity, which every merge of it would have."""
-    for name in models.checkpoints:
-        sha256 = template.model(name).sha256
-        assert sha256 is not None
-
-        def words(name: str = name) -> str:
-            found = not_finite(models, name)
-            return where_not_finite(found) if found else ""
-
-        if wrong := hashes.checked(sha256, words):
-            raise UserError(
-                f"{name} ({models.checkpoints[name].folder}): {wrong}; expected finite weights: "
-                "download or train the model again, or leave it out"
-            )
-
-
-def _plain(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {key: v for key, v in dataclasses.asdict(value).items() if key not in without}

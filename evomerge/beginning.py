@@ -3,11 +3,11 @@
 import logging
 from typing import Any
 
-from evomerge.assemble import asked
 from evomerge.checking import sampler_choice
 from evomerge.environment import environment
 from evomerge.files import write_text
 from evomerge.going_on import Starts, plain_baselines, take_up_starts
+from evomerge.identity import asked
 from evomerge.merging.norms import task_vector_norms
 from evomerge.notify import KEPT_NOTIFY
 from evomerge.scorers import published

@@ -1,18 +1,14 @@
 """The verbs on the command line: parses, calls, prints; nothing else."""
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from evomerge.errors import EXIT_OF_MISTAKE, EvomergeError
+from evomerge.errors import EXIT_OF_MISTAKE
+from evomerge.terminal import ERR, OUT, errors, messages, quiet
 
 app = typer.Typer(
     help="Finds the best merge of fine-tuned language models overnight.",
@@ -21,8 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False)
 
 Config = Annotated[Path, typer.Argument(help="The search configuration, a YAML file.")]
 Run = Annotated[Path, typer.Argument(help="The run folder of a search (its `output`).")]
@@ -74,17 +68,17 @@ def init(
     ] = None,
 ) -> None:
     """Looks at models and prints a commented configuration for them."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.errors import UserError
         from evomerge.mergekit.evolve import from_evolve
         from evomerge.starter import starter_config
 
         if from_mergekit_evolve is not None:
-            _out.print(from_evolve(from_mergekit_evolve), markup=False, end="")
+            OUT.print(from_evolve(from_mergekit_evolve), markup=False, end="")
             return
         if base is None or not sources:
             raise UserError("expected a base model and at least one source, or a file to convert")
-        _out.print(starter_config(base, sources), markup=False, end="")
+        OUT.print(starter_config(base, sources), markup=False, end="")
 
 
 @app.command(epilog="Example: evomerge convert winner/recipe.yaml > mergekit.yml")
@@ -92,13 +86,13 @@ def convert(
     recipe: Annotated[Path, typer.Argument(help="A recipe.yaml, or a merge YAML of mergekit.")],
 ) -> None:
     """Prints a recipe as mergekit's YAML, or mergekit's YAML as a recipe."""
-    with _errors(), _messages(), _quiet():
+    with errors(), messages(), quiet():
         from evomerge.mergekit.reading import is_mergekit_file, read_recipe
         from evomerge.mergekit.writing import to_mergekit
 
         asked = read_recipe(recipe)
         text = asked.to_yaml() if is_mergekit_file(recipe) else to_mergekit(asked)
-        _out.print(text, markup=False, end="")
+        OUT.print(text, markup=False, end="")
 
 
 @app.command(epilog="Example: evomerge inspect models/base models/chat models/code")
@@ -114,7 +108,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Are these models mergeable, and what to expect: norms, angles, conflicts."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.describe import describe_inspection
         from evomerge.inspection import inspect as run
         from evomerge.inspection import write_json
@@ -122,7 +116,7 @@ def inspect(
         from evomerge.starter import source_names
 
         found = run(base, sources, source_names(sources), rank=rank)
-        _out.print(describe_inspection(found, full=full), markup=False)
+        OUT.print(describe_inspection(found, full=full), markup=False)
         if json is not None:
             write_json(found, json)
         if picture is not None and not found.problems:
@@ -141,12 +135,12 @@ def check(
     allow_code: AllowCode = False,
 ) -> None:
     """Tells all that can be known before a search: models, groups, memory, forecast."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.config import load_config
         from evomerge.describe import describe_check
         from evomerge.verbs import check as run
 
-        _out.print(
+        OUT.print(
             describe_check(run(load_config(config, allow_code=allow_code), probe=probe)),
             markup=False,
         )
@@ -179,7 +173,7 @@ def search(
     allow_code: AllowCode = False,
 ) -> None:
     """Starts a search, or goes on with it; the options replace the file's budget."""
-    with _errors(), _messages(), _quiet():
+    with errors(), messages(), quiet():
         from evomerge.config import load_config, parse_budget
         from evomerge.describe import describe_outcome
         from evomerge.live_view import shown
@@ -187,7 +181,7 @@ def search(
 
         budget = parse_budget(trials=trials, documents=documents, hours=hours, until=until)
         loaded = load_config(config, allow_code=allow_code)
-        with shown(_err, str(config)) as on_progress:
+        with shown(ERR, str(config)) as on_progress:
             outcome = run(
                 loaded,
                 budget=budget,
@@ -197,7 +191,7 @@ def search(
                 gpus_per_worker=gpus_per_worker,
                 on_progress=on_progress,
             )
-        _out.print(describe_outcome(outcome), markup=False)
+        OUT.print(describe_outcome(outcome), markup=False)
 
 
 @app.command(epilog="Example: evomerge worker postgresql+psycopg://me@db/night")
@@ -227,7 +221,7 @@ def worker(
     trust_remote_code: Trust = False,
 ) -> None:
     """Joins a search that runs here or on another machine, until its budget is spent."""
-    with _errors(EXIT_OF_MISTAKE), _messages(), _quiet():
+    with errors(EXIT_OF_MISTAKE), messages(), quiet():
         from evomerge.verbs import Here, work
 
         here = Here(
@@ -240,7 +234,7 @@ def worker(
             with_parent=with_parent,
         )
         joined = work(run, here, config)
-        _out.print(f"{joined.label}: {joined.trials} trials", markup=False)
+        OUT.print(f"{joined.label}: {joined.trials} trials", markup=False)
 
 
 @app.command(epilog="Example: evomerge proxy postgresql+psycopg://me@db/night --host 0.0.0.0")
@@ -254,11 +248,11 @@ def proxy(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 13000,
 ) -> None:
     """Serves a study's storage to many workers, which name it as grpc://HOST:PORT."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.searching.storage import serve
 
         def ready(url: str) -> None:
-            _out.print(f"storage: {url}", markup=False)
+            OUT.print(f"storage: {url}", markup=False)
 
         serve(storage, host, port, ready)
 
@@ -277,16 +271,16 @@ def status(
     ] = None,
 ) -> None:
     """Tells how a search stands: trials, best, baselines, where the time went, the verdict."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.describe import describe_lm_eval, describe_run
         from evomerge.report import read_run
         from evomerge.watching import watch as look
 
         if watch:
-            look(lambda: read_run(run, storage), _out, seconds)
+            look(lambda: read_run(run, storage), OUT, seconds)
             return
         text = describe_run(run, storage) if lm_eval is None else describe_lm_eval(run, lm_eval)
-        _out.print(text, markup=False)
+        OUT.print(text, markup=False)
 
 
 @app.command(epilog="Example: evomerge trials results/quickstart --csv trials.csv")
@@ -308,7 +302,7 @@ def trials(
     ] = None,
 ) -> None:
     """Lists the trials of a search, or writes all of them to a file."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.frames import whole_frame, write_frame
         from evomerge.report import read_run
         from evomerge.trial_table import Selection, read_states, table_of_trials
@@ -316,12 +310,12 @@ def trials(
         report = read_run(run, storage)
         chosen = Selection(sort=sort, descending=descending, limit=limit, states=read_states(state))
         # A pipe has no width: there the table takes what it needs.
-        wide = _out if _out.is_terminal else Console(highlight=False, width=1000)
+        wide = OUT if OUT.is_terminal else Console(highlight=False, width=1000)
         for part in table_of_trials(report, chosen, wide.width):
             wide.print(part, soft_wrap=False)
         for path in filter(None, (csv, parquet)):
             write_frame(whole_frame(report), path, parquet=path is parquet)
-            _out.print(f"wrote {path}", markup=False)
+            OUT.print(f"wrote {path}", markup=False)
 
 
 @app.command(epilog="Example: evomerge score winner --config configs/quickstart.yaml --on holdout")
@@ -332,13 +326,13 @@ def score(
     allow_code: AllowCode = False,
 ) -> None:
     """Scores a recipe or a model folder as a trial of the search would be scored."""
-    with _errors(), _messages(), _quiet():
+    with errors(), messages(), quiet():
         from evomerge.config import load_config
         from evomerge.describe import describe_scores
         from evomerge.verbs import score as run
 
         loaded = load_config(config, allow_code=allow_code)
-        _out.print(describe_scores(run(what, loaded, side=on.value)), markup=False)
+        OUT.print(describe_scores(run(what, loaded, side=on.value)), markup=False)
 
 
 @app.command(epilog="Example: evomerge merge winner/recipe.yaml merged")
@@ -358,7 +352,7 @@ def merge(
     ] = False,
 ) -> None:
     """Makes the weights of a recipe and writes them as a checkpoint folder."""
-    with _errors(), _messages(), _quiet():
+    with errors(), messages(), quiet():
         from evomerge.mergekit.chain import is_chain, merge_chain
         from evomerge.mergekit.reading import read_recipe
 
@@ -371,7 +365,7 @@ def merge(
                 trust_remote_code=trust_remote_code,
                 device=device,
             )
-            _out.print(f"wrote {folder}", markup=False)
+            OUT.print(f"wrote {folder}", markup=False)
             return
         asked = read_recipe(recipe)
         if as_adapter is not None:
@@ -380,7 +374,7 @@ def merge(
         from evomerge.exporting import merge as run
 
         folder = run(asked, out, force=force, device=device, trust_remote_code=trust_remote_code)
-        _out.print(f"wrote {folder}", markup=False)
+        OUT.print(f"wrote {folder}", markup=False)
 
 
 @app.command(epilog="Example: evomerge export results/quickstart winner")
@@ -398,7 +392,7 @@ def export(
     trust_remote_code: Trust = False,
 ) -> None:
     """Writes the winner of a search, or another trial, as a checkpoint folder."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.exporting import export as write
         from evomerge.exporting import recipe_of_run
 
@@ -416,14 +410,14 @@ def export(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        _out.print(f"wrote {folder}", markup=False)
+        OUT.print(f"wrote {folder}", markup=False)
 
 
 def _write_adapter(recipe: Any, out: Path, rank: int, force: bool, trust: bool) -> None:
     from evomerge.adapting import merge_as_adapter
 
     done = merge_as_adapter(recipe, out, rank, force=force, trust_remote_code=trust)
-    _out.print(f"wrote {done.folder}: {done.sentence()}", markup=False)
+    OUT.print(f"wrote {done.folder}: {done.sentence()}", markup=False)
 
 
 @app.command(epilog="Example: evomerge plot results/quickstart quickstart.png")
@@ -433,11 +427,11 @@ def plot(
     storage: Storage = None,
 ) -> None:
     """Draws a run: score over trials, the winner's coefficients, the holdout table."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.run_picture import draw_run
 
         draw_run(run, out, storage)
-        _out.print(f"wrote {out}", markup=False)
+        OUT.print(f"wrote {out}", markup=False)
 
 
 @app.command(epilog="Example: evomerge dashboard results")
@@ -452,7 +446,7 @@ def dashboard(
     storage: Storage = None,
 ) -> None:
     """Shows runs in a browser: compares trials, follows searches that run; changes nothing."""
-    with _errors():
+    with errors():
         from evomerge.dashboard.server import serve
 
         serve(
@@ -460,7 +454,7 @@ def dashboard(
             host=host,
             port=port,
             storage=storage,
-            announce=lambda address: _out.print(f"dashboard: {address}", markup=False),
+            announce=lambda address: OUT.print(f"dashboard: {address}", markup=False),
         )
 
 
@@ -476,62 +470,8 @@ def report(
     storage: Storage = None,
 ) -> None:
     """Writes one file to keep or to send: verdict, figures and tables of a run."""
-    with _errors(), _quiet():
+    with errors(), quiet():
         from evomerge.dashboard.kept_page import write_report
 
         for path in write_report(run, out, markdown=markdown, storage=storage):
-            _out.print(f"wrote {path}", markup=False)
-
-
-@contextmanager
-def _errors(code: int = 1) -> Iterator[None]:
-    """A mistake of the user's is a sentence and an exit code, not a traceback."""
-    try:
-        yield
-    except EvomergeError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(code) from None
-    except KeyboardInterrupt:
-        _err.print("stopped now; the same command goes on", soft_wrap=True)
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    """What the program says of its work goes to the terminal."""
-    from evomerge.live_view import ConsoleHandler
-
-    handler = ConsoleHandler(_err)
-    handler.addFilter(lambda record: record.levelno > logging.INFO or record.name in _SPOKEN)
-    logger = logging.getLogger("evomerge")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-_SPOKEN = (
-    *("evomerge.verbs", "evomerge.session", "evomerge.beginning", "evomerge.working"),
-    *("evomerge.workers.supervisor", "evomerge.workers.joining"),
-    "evomerge.going_on",
-    "evomerge.searching.finalists",
-    "evomerge.methods.compiled",
-)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries' own progress bars and notices, which would tear the progress line."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import datasets
-    import optuna
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
+            OUT.print(f"wrote {path}", markup=False)

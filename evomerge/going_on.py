@@ -7,8 +7,9 @@ from typing import Any
 
 import optuna
 
-from evomerge.assemble import Bench, identity
+from evomerge.assemble import Bench
 from evomerge.errors import UserError
+from evomerge.identity import identity
 from evomerge.mergekit.reading import read_recipe
 from evomerge.merging.plan import plan_merge
 from evomerge.recipe import Recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optuna
 
-from evomerge.assemble import Bench, dtype_of, evaluator, identity, prepare
+from evomerge.assemble import Bench, evaluator, prepare
 from evomerge.beginning import begin
 from evomerge.checking import Check as Check
 from evomerge.checking import budget_of, loaded_config
@@ -20,6 +20,7 @@ from evomerge.devices import give_back_memory
 from evomerge.ending import Outcome, until_end
 from evomerge.errors import UserError
 from evomerge.going_on import Starts, read_starts
+from evomerge.identity import identity
 from evomerge.recipe import BASE, Model, Recipe, Rule
 from evomerge.run_log import logging_to
 from evomerge.scoring.scorecard import Scorecard
@@ -33,6 +34,7 @@ from evomerge.searching.study import (
     open_study,
 )
 from evomerge.session import Follower, OnProgress, Session, session
+from evomerge.template import dtype_of
 from evomerge.workers.joining import Here as Here
 from evomerge.workers.joining import Joined as Joined
 from evomerge.workers.joining import work as work

@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from evomerge.assemble import identity, prepare
+from evomerge.assemble import prepare
 from evomerge.beginning import begin
 from evomerge.checking import budget_of
 from evomerge.checkpoints.hashes import HashCache
@@ -25,6 +25,7 @@ from evomerge.ending import until_end
 from evomerge.errors import UserError
 from evomerge.files import cache_folder, write_text
 from evomerge.going_on import read_starts
+from evomerge.identity import identity
 from evomerge.run_log import logging_to
 from evomerge.searching.ending import read_end
 from evomerge.searching.interrupt import on_interrupt
