@@ -7,8 +7,9 @@ mostly chance, and more trials of the kind choose luck. Baselines, steps along t
 repeats of scored weights do not count.
 
 The spread is the interquartile range over 1.349, which a few wild proposals do not change, and the
-error is the median one. Both are on what is climbed. The errors are those of documents beyond the
-search's own: on these themselves a difference is what it is.
+error is the median one; a plateau is left only where the spread is a quarter above the error, so
+that it is not told anew with every trial. Both are on what is climbed. The errors are those of
+documents beyond the search's own: on these themselves a difference is what it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ PLATEAU = "plateau"
 WINDOW = 40
 """Candidates: about three generations of CMA-ES in 20 dimensions, and enough for a spread."""
 _LEVEL = 0.05
+_SLACK = 1.25
 Read = Callable[[int], Mapping[str, DocumentScores]]
 
 
@@ -63,10 +65,16 @@ class Plateau:
 
 
 def find_plateau(
-    records: Sequence[TrialRecord], objective: Objective, read: Read, window: int = WINDOW
+    records: Sequence[TrialRecord],
+    objective: Objective,
+    read: Read,
+    window: int = WINDOW,
+    *,
+    slack: float = 1.0,
 ) -> Plateau | None:
     """The plateau on which the last `window` candidates lie; None where it is none, or where that
-    cannot be told yet. records: by number; read: number -> scores per search document.
+    cannot be told yet. records: by number; read: number -> scores per search document. slack: times
+    the noise, up to which the spread may be.
     """
     last = _candidates(records)[-window:]
     before = [
@@ -91,7 +99,7 @@ def find_plateau(
         return None
     low, high = np.quantile([each.value for each in known], [0.25, 0.75])
     spread, noise = float(high - low) / 1.349, median(each.error for each in known)
-    if spread > noise:
+    if spread > slack * noise:
         return None
     return Plateau(
         since=last[0].number, trials=window, spread=spread, noise=noise, unit=objective.unit
@@ -139,7 +147,8 @@ class PlateauWatch:
     def _look(self) -> None:
         if self.goal.several or not self.goal.settled:
             return
-        found = find_plateau(self._records, self.goal.climbed, self._read)
+        slack = 1.0 if self.plateau is None else _SLACK
+        found = find_plateau(self._records, self.goal.climbed, self._read, slack=slack)
         if found is not None and self.plateau is not None:
             since = self.plateau.since
             count = sum(record.number >= since for record in _candidates(self._records))

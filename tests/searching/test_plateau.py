@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -11,8 +13,10 @@ from evomerge.describe import describe_run
 from evomerge.report import read_run
 from evomerge.run_picture import draw_run
 from evomerge.scoring.scorecard import read_documents
-from evomerge.searching.plateau import WINDOW, Plateau, find_plateau
+from evomerge.searching import plateau
+from evomerge.searching.plateau import WINDOW, Plateau, PlateauWatch, find_plateau
 from evomerge.searching.progress import Progress
+from evomerge.searching.racing import Difference
 from evomerge.searching.record import TrialRecord
 from evomerge.searching.run_folder import RunFolder
 
@@ -93,3 +97,25 @@ def test_what_is_no_plateau(small: Small) -> None:
     assert flat is not None
     assert (flat.since, flat.trials, flat.spread) == (100, 10, 0)
     assert find_plateau([worst, *again], report.goal.climbed, read_again, 10) is None  # type: ignore[arg-type]
+
+
+def test_a_plateau_is_not_left_and_found_again_with_every_trial(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = read_run(search(small(FLAT, trials=WINDOW + 20)).folder)
+    spread = [2.0]
+
+    def normal(numbers: object, *unused: object, **also: object) -> Difference:
+        """One of as many quantiles of a normal distribution as there are candidates."""
+        share = (next(turn) % WINDOW + 0.5) / WINDOW
+        return Difference(value=spread[0] * NormalDist().inv_cdf(share), error=1.0)
+
+    turn = count()
+    monkeypatch.setattr(plateau, "difference", normal)
+    watch = PlateauWatch(RunFolder(report.folder), report.goal, report.records[:-1])
+    found = []
+    for spread[0] in (1.2, 0.9, 1.2, 0.9, 1.3, 1.2, 0.9):
+        turn = count()
+        watch.add(report.records[-1])
+        found.append(watch.plateau is not None)
+    assert found == [False, True, True, True, False, False, True]
