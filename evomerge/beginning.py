@@ -15,6 +15,7 @@ from evomerge.searching.even_norms import enqueue_starts
 from evomerge.searching.kept_questions import keep_questions
 from evomerge.searching.patience import patiently
 from evomerge.searching.record import WORKER
+from evomerge.searching.recovery import drop_claims, take_up_interrupted
 from evomerge.searching.space import SearchSpace
 from evomerge.searching.storage import without_password
 from evomerge.searching.study import (
@@ -22,12 +23,10 @@ from evomerge.searching.study import (
     HISTORY,
     PUBLISHED,
     TASKS,
-    drop_claims,
     enqueue_baselines,
     finished,
     note,
     published_sentence,
-    take_up_interrupted,
     write_goal,
 )
 from evomerge.session import Session

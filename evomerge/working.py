@@ -18,9 +18,10 @@ from evomerge.searching.holdout_limits import check_limits
 from evomerge.searching.loop import Loop
 from evomerge.searching.presence import Presence
 from evomerge.searching.record import TrialRecord, read_trials
+from evomerge.searching.recovery import MOST_DEATHS
 from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.samplers import SAMPLERS, SpaceSampler
-from evomerge.searching.study import BATCH_TOKENS, CLAIMED, MOST_DEATHS, note
+from evomerge.searching.study import BATCH_TOKENS, CLAIMED, note
 from evomerge.session import Session, on_plateau
 
 log = logging.getLogger(__name__)

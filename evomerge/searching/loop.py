@@ -32,8 +32,9 @@ from evomerge.searching.record import (
     read_trials,
     worker_stamp,
 )
+from evomerge.searching.recovery import give_back, take_up_interrupted
 from evomerge.searching.references import settle
-from evomerge.searching.study import give_back, take_up_interrupted, untold
+from evomerge.searching.study import untold
 from evomerge.searching.tally import Tally
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from evomerge.errors import EXIT_OF_MISTAKE, UserError
 from evomerge.searching.loop import Loop
 from evomerge.searching.record import WORKER
-from evomerge.searching.study import fail
+from evomerge.searching.recovery import fail
 from evomerge.searching.time_limit import in_minutes
 from evomerge.session import Session
 

@@ -18,8 +18,9 @@ from evomerge.scoring.scorecard import DocumentScores, Metric
 from evomerge.searching.objective import Objective, Target, choose_goal
 from evomerge.searching.racing import EarlyStopping, Incumbent, Race, Racing, Stop, difference
 from evomerge.searching.record import RESULT
+from evomerge.searching.recovery import take_up_interrupted
 from evomerge.searching.samplers import SAMPLERS, SpaceSampler
-from evomerge.searching.study import best_complete, finished, take_up_interrupted
+from evomerge.searching.study import best_complete, finished
 
 NAME = "exact_match,none"
 SIZES = {"first": 120, "second": 80}
