@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -28,6 +28,7 @@ from evomerge.searching.guidance import GUIDANCE
 from evomerge.searching.holdout_limits import HeldLimit, read_limits
 from evomerge.searching.objective import Goal
 from evomerge.searching.plateau import PLATEAU, Plateau, read_plateau
+from evomerge.searching.presence import at_work
 from evomerge.searching.ranking import rank
 from evomerge.searching.record import TrialRecord, base_of, read_trials
 from evomerge.searching.references import REFERENCES
@@ -170,11 +171,11 @@ class RunReport:
 def read_run(run: Path | str, storage: str | None = None) -> RunReport:
     """Reads a run folder; UserError if it holds no run."""
     folder = RunFolder(Path(run))
-    with readable(run):
+    with readable(run), closing(folder):
         study = find_study(folder.storage_of_run(storage))
         if study is None or OBJECTIVE not in study.user_attrs:
             raise UserError(f"{run}: holds no search that began")
-        return report_of(folder.path, study.user_attrs, read_trials(study))
+        return report_of(folder, study.user_attrs, read_trials(study))
 
 
 @contextmanager
@@ -193,7 +194,7 @@ def readable(run: Path | str) -> Iterator[None]:
 
 
 def report_of(
-    folder: Path, attributes: Mapping[str, Any], records: Sequence[TrialRecord]
+    folder: RunFolder, attributes: Mapping[str, Any], records: Sequence[TrialRecord]
 ) -> RunReport:
     """What a run's study tells, from its attributes and the records of its trials."""
     goal = read_goal(attributes)
@@ -201,7 +202,7 @@ def report_of(
     held = {number: from_json(rows) for number, rows in holdout_metrics(attributes).items()}
     found = {number: goal.points.found(metrics) for number, metrics in held.items()}
     return RunReport(
-        folder=folder,
+        folder=folder.path,
         records=tuple(records),
         goal=goal,
         holdout={n: metrics for n, metrics in found.items() if metrics is not None},
@@ -214,6 +215,6 @@ def report_of(
         limits=read_limits(attributes),
         scale_notes=attributes.get(REFERENCES, {}).get("notes", ()),
         tasks=attributes[TASKS],
-        running=RunFolder(folder).locked(),
+        running=at_work(folder),
         ended=read_end(attributes, judged=bool(verdict or front_verdict)),
     )

@@ -10,6 +10,7 @@ from evomerge.dashboard.journal import JournalIndex
 from evomerge.dashboard.snapshot import Snapshot, snapshot_of
 from evomerge.dashboard.study_index import Index, StudyIndex
 from evomerge.errors import UserError
+from evomerge.searching.presence import at_work
 from evomerge.searching.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,10 @@ class Run:
         index, changed = self._index, False
         while index.refresh(_PIECE):
             changed = True
-        running = self.folder.locked()
+        running = at_work(self.folder)
         if changed or running != self._running or self.snapshot is None:
             self._running = running
-            self.snapshot = snapshot_of(self.folder.path, index, self.revision + 1)
+            self.snapshot = snapshot_of(self.folder, index, self.revision + 1)
 
 
 class Runs:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from evomerge.report import RunReport, report_of
 from evomerge.scoring.scorecard import SMOOTH
 from evomerge.searching.objective import Goal
 from evomerge.searching.record import DONE, TrialRecord, base_of
+from evomerge.searching.run_folder import RunFolder
 from evomerge.searching.study import HISTORY, OBJECTIVE, TASKS
 
 _LATEST = 50  # trials that the present pace is told from
@@ -181,7 +181,7 @@ class Snapshot:
         return max(min(ends), timedelta()) if ends and self.report.running else None
 
 
-def snapshot_of(folder: Path, index: Index, revision: int) -> Snapshot | None:
+def snapshot_of(folder: RunFolder, index: Index, revision: int) -> Snapshot | None:
     """None where the search has not begun yet."""
     attributes = index.attributes
     if OBJECTIVE not in attributes or TASKS not in attributes:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -35,6 +36,8 @@ WORKERS = "evomerge workers"
 
 _TRIES = 5
 _BEAT = "beat"
+"""A registration's last sign of life: the time by its own clock. Among workers only that it changes
+counts."""
 _SECONDS_BETWEEN_BEATS = 10.0
 _SECONDS_OF_SILENCE = 90.0
 """After which a worker on another machine counts as dead."""
@@ -158,7 +161,7 @@ class StudyPresence:
         self._id = trial._trial_id
         self._number = trial.number
         self.name = str(trial.number)
-        for key, value in {**stamp(label), _BEAT: 0}.items():
+        for key, value in {**stamp(label), _BEAT: _now()}.items():
             storage.set_trial_user_attr(self._id, key, value)
         self._heard: dict[int, tuple[Any, float, float]] = {}
         """Worker -> its last beat, when it was last looked at, seconds of silence seen."""
@@ -192,11 +195,9 @@ class StudyPresence:
             self._end(self._number, TrialState.COMPLETE)
 
     def _live(self, seconds: float) -> None:
-        beat = 0
         while not self._gone.wait(seconds):
-            beat += 1
             try:
-                self._storage.set_trial_user_attr(self._id, _BEAT, beat)
+                self._storage.set_trial_user_attr(self._id, _BEAT, _now())
             except optuna.exceptions.UpdateFinishedTrialError:
                 return  # others took this worker for dead
             except Exception as error:  # noqa: BLE001 - the next sign may come through
@@ -228,6 +229,24 @@ class StudyPresence:
             self._study.tell(number, values, state=state)
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
             return  # another worker ended it before
+
+
+def at_work(folder: RunFolder) -> bool:
+    """Whether somebody works on the run, as far as can be told at one look: in a database, whether
+    a worker gave a sign of life lately by this machine's clock. To be shown; nothing is decided by
+    it."""
+    storage = folder.database
+    if folder.locked() or storage is None or WORKERS not in optuna.get_all_study_names(storage):
+        return folder.locked()
+    workers = optuna.load_study(study_name=WORKERS, storage=storage)
+    here = workers.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    beats = [each.user_attrs[_BEAT] for each in here if _BEAT in each.user_attrs]
+    ages = [datetime.now(UTC) - datetime.fromisoformat(beat) for beat in beats]
+    return any(abs(age.total_seconds()) < 2 * _SECONDS_OF_SILENCE for age in ages)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def _place() -> str | None:

@@ -47,8 +47,8 @@ class RunFolder:
         self.questions = path / "documents.parquet"
         self._lock: IO[str] | None = None
         self._journal: RunJournal | None = None
-        self._storage: BaseStorage | None = None
-        """A database that was opened for this folder."""
+        self.database: BaseStorage | None = None
+        """That was opened for this folder; None: the study is in its journal."""
         self.fetch: Callable[[Side, int], None] | None = None
         """Brings the files of a trial here; None: all are here."""
 
@@ -111,9 +111,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Gives the lock back, and closes connections to a database."""
-        if self._storage is not None:
-            close_storage(self._storage)
-            self._storage = None
+        if self.database is not None:
+            close_storage(self.database)
+            self.database = None
         if self._lock is not None:
             with suppress(OSError):  # the name that a full disk did not take; it is closed anyway
                 self._lock.close()
@@ -134,8 +134,8 @@ class RunFolder:
     def storage(self, url: str | None) -> BaseStorage:
         """The study's storage: the journal in this folder, or any that Optuna's URL names."""
         if url is not None:
-            self._storage = storage_of(url)
-            return self._storage
+            self.database = storage_of(url)
+            return self.database
         if self.journal.exists() and not self.journal.is_file():
             raise UserError(f"{self.journal}: is no ordinary file; expected a search's journal")
         self._journal = RunJournal(self.journal)

@@ -62,7 +62,7 @@ def test_a_snapshot_tells_what_the_report_tells(folder: Path) -> None:
     )
     for index in studies:
         index.refresh()
-        snapshot = snapshot_of(run, index, 1)
+        snapshot = snapshot_of(RunFolder(run), index, 1)
         assert snapshot is not None
         assert [r.number for r in snapshot.report.ranked] == [r.number for r in report.ranked]
         assert snapshot.report.verdict == report.verdict

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from evomerge.searching.presence import WORKERS, FolderPresence, StudyPresence
+from evomerge.searching.presence import WORKERS, FolderPresence, StudyPresence, at_work
 from evomerge.searching.run_folder import RunFolder
 
 CHILD = """
@@ -145,9 +146,26 @@ def test_on_one_machine_a_killed_process_is_dead_at_once(storage: BaseStorage) -
 def test_signs_of_life_are_given_until_it_leaves(storage: BaseStorage) -> None:
     own = StudyPresence(storage, beats=0.01)
     end = time.monotonic() + 10
-    while own._study.trials[0].user_attrs["beat"] < 3:
+    beats: set[str] = set()
+    while len(beats) < 3:
+        beats.add(own._study.trials[0].user_attrs["beat"])
         assert time.monotonic() < end
         time.sleep(0.01)
     own.leave()
     assert own._study.trials[0].state == TrialState.COMPLETE
     assert not own._thread.is_alive()
+
+
+def test_one_look_from_elsewhere_tells_whether_anybody_works(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert not at_work(folder)
+    storage = folder.storage(f"sqlite:///{tmp_path / 'study.db'}")
+    assert not at_work(folder)
+    hours_ago = datetime.now(UTC) - timedelta(hours=3)
+    registered(storage, beat=hours_ago.isoformat())
+    assert not at_work(folder)
+    own = StudyPresence(storage)
+    assert at_work(folder)
+    own.leave()
+    assert not at_work(folder)
+    folder.close()

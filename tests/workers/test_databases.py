@@ -46,6 +46,7 @@ def test_a_worker_elsewhere_and_a_server_that_crashes(
     wait_for_trials(run, 4)
     second = evomerge("worker", postgres.url, "--folder", str(tmp_path / "far"), "--label", "far")
     wait_for_trials(tmp_path / "far", 6)
+    assert read_run(tmp_path / "looked at from elsewhere", postgres.url).state() == "running"
     postgres.stop("immediate")
     time.sleep(60)
     postgres.start()
