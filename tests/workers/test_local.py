@@ -43,13 +43,25 @@ def of_workers(search: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [child for child in children if "worker" in " ".join(child.cmdline())]
 
 
+def kill_amid_a_trial(run: Path, worker: psutil.Process) -> bool:
+    """Whether it was at a trial, and is dead now."""
+    worker.suspend()
+    own = (r for r in read_run(run).records if r.worker and f"-{worker.pid}-" in r.worker)
+    busy = any(record.state == "running" for record in own)
+    if busy:
+        worker.kill()
+    else:
+        worker.resume()
+    return busy
+
+
 def test_workers_share_a_search_and_deaths_lose_nothing(
     small: Small, tmp_path: Path, evomerge: Command
 ) -> None:
     config, run = small(trials=60, depth="layers"), tmp_path / "run"
     first = evomerge("search", str(config), "--workers", "2")
     wait_for(lambda: scored(run) > 5)
-    of_workers(first)[0].kill()
+    wait_for(lambda: kill_amid_a_trial(run, of_workers(first)[0]))
     wait_for(lambda: scored(run) > 20)
     workers = of_workers(first)
     first.kill()
