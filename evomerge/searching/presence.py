@@ -235,9 +235,11 @@ def at_work(folder: RunFolder) -> bool:
     """Whether somebody works on the run, as far as can be told at one look: in a database, whether
     a worker gave a sign of life lately by this machine's clock. To be shown; nothing is decided by
     it."""
+    if folder.locked():
+        return True
     storage = folder.database
-    if folder.locked() or storage is None or WORKERS not in optuna.get_all_study_names(storage):
-        return folder.locked()
+    if storage is None or WORKERS not in optuna.get_all_study_names(storage):
+        return False
     workers = optuna.load_study(study_name=WORKERS, storage=storage)
     here = workers.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     beats = [each.user_attrs[_BEAT] for each in here if _BEAT in each.user_attrs]
